@@ -1,0 +1,1 @@
+"""fewtune: fine-tune pretrained vision models by changing only a few of their weights."""

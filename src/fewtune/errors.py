@@ -1,0 +1,45 @@
+"""The exceptions that a user meets.
+
+Every message says what was got, what was expected and what to do; the command line prints it as one line.
+"""
+
+from __future__ import annotations
+
+
+class FewtuneError(Exception):
+    """Base of all errors that are a user's to mend."""
+
+
+class ModelError(FewtuneError):
+    """A model cannot be loaded, or is not what an operation needs."""
+
+
+class ImportanceError(FewtuneError):
+    """Scores cannot be computed: NaN, all zero, or a loader that yields something else than was expected."""
+
+
+class SelectionError(FewtuneError):
+    """A selection is empty, impossible, or does not belong to the model at hand."""
+
+
+class TuningError(FewtuneError):
+    """A selection cannot be attached or detached, or an attached model was used in a way that breaks it."""
+
+
+class DeltaError(FewtuneError):
+    """A task file is damaged, or belongs to another backbone."""
+
+
+class DataError(FewtuneError):
+    """Images or labels are missing, unreadable or inconsistent."""
+
+
+class ConfigError(FewtuneError):
+    """A configuration or a command-line argument is wrong."""
+
+
+class MissingExtra(FewtuneError):
+    """An optional library is needed; the message names the extra that installs it."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed, and this needs it: pip install 'fewtune[{extra}]'")
