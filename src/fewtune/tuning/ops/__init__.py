@@ -1,0 +1,19 @@
+"""The gradient of the selected connections of one layer, without the gradient of the others.
+
+`linear_keep` and `conv_keep` say what a layer's forward pass saves for backward (the columns that some neuron
+selected, where that is less than the whole input); `linear_selected_gradient` and `conv_selected_gradient` turn
+it into the values' gradient. `reference.py` holds the slow, obvious form of both.
+"""
+
+from fewtune.tuning.ops.conv import ConvShape, conv_keep, conv_selected_gradient
+from fewtune.tuning.ops.linear import linear_keep, linear_selected_gradient
+from fewtune.tuning.ops.places import SelectedPlaces
+
+__all__ = [
+    "ConvShape",
+    "SelectedPlaces",
+    "conv_keep",
+    "conv_selected_gradient",
+    "linear_keep",
+    "linear_selected_gradient",
+]

@@ -1,0 +1,52 @@
+"""The selected weight gradient of a linear layer: dV[o, k] = sum_n dY[n, o] X[n, index[o, k]]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewtune.tuning.ops.places import SelectedPlaces
+from fewtune.tuning.ops.reference import pick
+
+# A copy of the hot columns is kept where it is at most this share of the input; above it the copy costs more
+# time than the bytes are worth, and the input itself is kept (by reference).
+KEEP_SHARE = 0.75
+
+
+def linear_keep(x: Tensor, places: SelectedPlaces, *, keep_whole: bool = False) -> Tensor:
+    """What the forward pass saves of its input for `linear_selected_gradient`.
+
+    Args:
+        x: the layer's input, [..., fan_in].
+        places: the selected connections.
+        keep_whole: something else keeps `x` anyway, so a copy of columns would be kept beside it.
+
+    Returns:
+        The hot columns as an own tensor [N, H] (N: the product of the leading dimensions) where
+        H <= KEEP_SHARE * fan_in and not `keep_whole`; else `x` itself.
+    """
+    if keep_whole or places.hot.numel() > KEEP_SHARE * places.fan_in:
+        return x
+    return x.reshape(-1, places.fan_in).index_select(1, places.hot)
+
+
+def linear_selected_gradient(grad_output: Tensor, kept: Tensor, places: SelectedPlaces) -> Tensor:
+    """The gradient of a linear layer's selected connections.
+
+    Args:
+        grad_output: dL/dy, [..., neurons].
+        kept: what `linear_keep` returned.
+        places: the selected connections.
+
+    Returns:
+        [neurons, K], or [nnz] where rows differ; float32 for half-precision inputs, else the inputs' dtype.
+    """
+    dtype = torch.promote_types(kept.dtype, torch.float32)
+    dy = grad_output.reshape(-1, places.neurons).to(dtype)
+    x = kept.reshape(-1, kept.shape[-1]).to(dtype)
+    if x.shape[1] == places.fan_in:
+        return pick(dy.t() @ x, places)
+    product = dy.t() @ x
+    if places.index is not None:
+        return product.gather(1, places.slot)
+    return product[places.rows, places.slot]
