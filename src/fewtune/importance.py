@@ -1,0 +1,346 @@
+"""A score for every connection of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtune.errors import ImportanceError
+from fewtune.losses import supervised_contrastive_loss
+from fewtune.neurons import ASK_MODEL, Anatomy, AskModel, Role, describe, find_head
+
+Objective = Callable[[nn.Module, Any, Tensor], Tensor]
+Features = Callable[[nn.Module, Tensor], Tensor]
+HeadSpec = str | Iterable[str] | None | AskModel
+
+
+class Scores(Mapping[str, Tensor]):
+    """Scores of connections: parameter name -> non-negative tensor of the weight's shape.
+
+    ``anatomy`` carries the role of every other parameter, so that `select` needs no model.
+
+    Raises:
+        ImportanceError: scores that are not finite or all zero in a layer's whole weight, naming the layers.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], anatomy: Anatomy) -> None:
+        if not scores:
+            raise ImportanceError("the model has no weight to select from outside its head")
+        broken = [name for name, score in scores.items() if not bool(score.isfinite().all())]
+        if broken:
+            raise ImportanceError(
+                f"scores are not finite in {_names(broken)}; look for NaN in the images or a learning objective that "
+                "overflows in half precision (importance may be computed in float32)"
+            )
+        if not any(bool(score.any()) for score in scores.values()):
+            raise ImportanceError(
+                f"all scores are zero, in {_names(list(scores))}; the objective does not depend on the weights, or no "
+                "batch held two images of one class (use a larger batch or two views of each image)"
+            )
+        self._scores = dict(scores)
+        self.anatomy = anatomy
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Weights whose scores are all zero: the objective did not reach them."""
+        return tuple(name for name, score in self.items() if not bool(score.any()))
+
+
+def _names(names: list[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def pooled_features(model: nn.Module, images: Tensor, head: HeadSpec = ASK_MODEL) -> Tensor:
+    """The pooled features before the head, [batch, width], from the model's own interface.
+
+    timm: ``forward_head(forward_features(x), pre_logits=True)``; else what the head's first module is given; without
+    a head, the ``pooler_output`` of a transformers model, or the output itself where it is [batch, width].
+
+    Raises:
+        ImportanceError: none of these gives a [batch, width]; pass ``features=``.
+    """
+    names = find_head(model, head)
+    forward_features = getattr(model, "forward_features", None)
+    forward_head = getattr(model, "forward_head", None)
+    if callable(forward_features) and callable(forward_head) and "pre_logits" in _parameters_of(forward_head):
+        features = forward_head(forward_features(images), pre_logits=True)
+    elif names:
+        features = _input_of(model, model.get_submodule(names[0]), images)
+    else:
+        output = model(images)
+        features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ImportanceError(
+            f"{type(model).__name__} gave pooled features {got}; expected [batch, width]: "
+            "pass SupCon(features=callable(model, images))"
+        )
+    return features
+
+
+def _parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _input_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:
+    """What ``module`` is given when the model runs on ``images``."""
+    seen: list[Tensor] = []
+    with module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        model(images)
+    return seen[0].flatten(1) if seen else None
+
+
+@dataclass(frozen=True)
+class SupCon:
+    """The supervised contrastive loss of a batch (Eq. 2), without any head.
+
+    Inputs are images [batch, ...], or a pair of views of the same images, both contrasted with all.
+
+    Under torch.distributed each process contrasts within its own batch: positives and negatives of other processes
+    are not seen, so the batch that counts is the one of a process.
+
+    Args:
+        temperature: tau; the published code uses 0.07.
+        base_temperature: tau_0, which only scales.
+        features: (model, images) -> [batch, width]; the model's own pooled features where left out.
+    """
+
+    temperature: float = 0.07
+    base_temperature: float = 0.07
+    features: Features | None = None
+
+    def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
+        views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        features = (self.features or pooled_features)(model, torch.cat(views))
+        return supervised_contrastive_loss(
+            features, labels.repeat(len(views)), self.temperature, self.base_temperature
+        )
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy through the model's head as it stands (the paper's "Head+CE" where the head is new)."""
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
+        views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        output = model(torch.cat(views))
+        logits = output if isinstance(output, Tensor) else output.logits
+        return F.cross_entropy(logits, labels.repeat(len(views)), label_smoothing=self.label_smoothing)
+
+
+def gradient_importance(
+    model: nn.Module,
+    loader: Iterable[Any],
+    objective: Objective | None = None,
+    head: HeadSpec = ASK_MODEL,
+    *,
+    roles: Mapping[str, str | Role] | None = None,
+    train_mode: bool = False,
+    limit: int | None = None,
+    passes: int = 1,
+    store: torch.device | str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Scores:
+    r"""The modulus of the summed gradient of every connection (Eq. 1).
+
+    .. math:: s_{ij} = \Big| \sum_b \partial L_b / \partial w_{ij} \Big|
+
+    Signed gradients are summed over the batches in float32 (float64 for float64 weights) and the modulus is taken once,
+    at the end. Each gradient is freed as soon as it is added, so that one layer's gradient is alive at a time. The model
+    is left as it was found: mode, flags, gradients, buffers and random state.
+
+    Args:
+        model: on its device; batches are moved there.
+        loader: yields ``(images, labels)`` or ``((view1, view2), labels)``.
+        objective: (model, inputs, labels) -> scalar; `SupCon` where left out.
+        head: see `fewtune.neurons.describe`.
+        roles: roles set by hand, see `fewtune.neurons.describe`.
+        train_mode: run in training mode (dropout, batch statistics) instead of evaluation mode.
+        limit: use this many batches at most.
+        passes: read the data this many times, each time for a part of the layers: the sums of the other parts' gradients
+            are not formed, for a model that hardly fits. The loader must yield the same batches each time.
+        store: device of the sums, such as "cpu" for a model that hardly fits; the weight's own where left out.
+        progress: called as (batches done, batches in all or None).
+
+    Raises:
+        ImportanceError: NaN or all-zero scores, an empty loader, or a loader that yields something else.
+        ModelError: ``head`` names no module.
+    """
+    anatomy = describe(model, head, roles)
+    objective = objective if objective is not None else SupCon()
+    if isinstance(objective, SupCon) and objective.features is None:
+        objective = replace(objective, features=partial(pooled_features, head=head))
+    named = dict(model.named_parameters())
+    weights = {name: named[name] for name in anatomy.views}
+    names, sums = list(weights), dict[str, Tensor]()
+    with _left_as_found(model, train_mode):
+        for part in range(passes):
+            chosen = {name: weights[name] for name in names[part::passes]}
+            with _summing_gradients(model, chosen, store) as part_sums:
+                _backward_all(model, loader, objective, limit, progress)
+            sums.update(part_sums)
+    _reduce_over_processes(sums, names)
+    return Scores({name: sums[name].abs_() for name in names}, anatomy)
+
+
+def _backward_all(
+    model: nn.Module,
+    loader: Iterable[Any],
+    objective: Objective,
+    limit: int | None,
+    progress: Callable[[int, int | None], None] | None,
+) -> None:
+    device = next(model.parameters()).device
+    length = len(loader) if hasattr(loader, "__len__") else None
+    total = limit if length is None else min(limit or length, length)
+    done = 0
+    for batch in islice(loader, limit):
+        inputs, labels = _batch(batch, device)
+        loss = objective(model, inputs, labels)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise ImportanceError(f"the objective gave {loss!r}; expected a scalar tensor")
+        if not loss.requires_grad:
+            raise ImportanceError("the objective does not depend on the model's weights")
+        loss.backward()
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    if not done:
+        raise ImportanceError(
+            "the loader yielded no batch; expected (images, labels) or ((view1, view2), labels)"
+        )
+
+
+def _batch(batch: Any, device: torch.device) -> tuple[Any, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        raise ImportanceError(
+            f"the loader yielded {type(batch).__name__}; expected (images, labels) or ((view1, view2), labels)"
+        )
+    return _moved(batch[0], device), batch[1].to(device)
+
+
+def _moved(inputs: Any, device: torch.device) -> Any:
+    match inputs:
+        case Tensor():
+            return inputs.to(device)
+        case tuple() | list():
+            return tuple(_moved(x, device) for x in inputs)
+        case Mapping():
+            return {key: _moved(x, device) for key, x in inputs.items()}
+        case _:
+            return inputs
+
+
+@contextlib.contextmanager
+def _summing_gradients(
+    model: nn.Module, weights: Mapping[str, Tensor], store: torch.device | str | None
+) -> Iterator[dict[str, Tensor]]:
+    """Within, every backward pass adds the weights' gradients to the yielded sums and frees them."""
+    sums = {
+        name: torch.zeros(
+            w.shape, dtype=torch.promote_types(w.dtype, torch.float32), device=store or w.device
+        )
+        for name, w in weights.items()
+    }
+
+    def add(name: str, weight: Tensor) -> None:
+        if weight.grad is not None:
+            sums[name] += weight.grad.to(sums[name])
+            weight.grad = None
+
+    for p in model.parameters():
+        p.requires_grad_(False)
+    hooks = []
+    for name, weight in weights.items():
+        weight.requires_grad_(True)
+        hooks.append(weight.register_post_accumulate_grad_hook(partial(add, name)))
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
+    """Restores modes, flags, gradients, buffers and random state, whatever happens within."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)), torch.enable_grad():
+            for p, _, _ in flags:
+                p.grad = None
+            model.train(train_mode)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for module, training in modes:
+            module.training = training
+        for p, requires_grad, grad in flags:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+def _reduce_over_processes(sums: dict[str, Tensor], names: list[str]) -> None:
+    """Adds the sums of all processes of torch.distributed, so that every process selects the same."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for name in names:
+            torch.distributed.all_reduce(sums[name])
+
+
+def magnitude_importance(
+    model: nn.Module, head: HeadSpec = ASK_MODEL, *, roles: Mapping[str, str | Role] | None = None
+) -> Scores:
+    """|w| of every connection (the paper's "Magnitude"); arguments as in `gradient_importance`."""
+    anatomy = describe(model, head, roles)
+    named = dict(model.named_parameters())
+    return Scores({name: named[name].detach().abs() for name in anatomy.views}, anatomy)
+
+
+def random_importance(
+    model: nn.Module,
+    seed: int = 0,
+    head: HeadSpec = ASK_MODEL,
+    *,
+    roles: Mapping[str, str | Role] | None = None,
+) -> Scores:
+    """Uniform random scores, the same for one seed on any device.
+
+    With granularity "neuron" the paper's random choice per neuron, with "network" over the whole network.
+    """
+    anatomy = describe(model, head, roles)
+    generator = torch.Generator().manual_seed(seed)
+    return Scores(
+        {name: torch.rand(v.shape, generator=generator) for name, v in anatomy.views.items()}, anatomy
+    )

@@ -1,0 +1,34 @@
+"""Which tensors of a model are neurons, and the role of every other parameter.
+
+The only room that knows layer kinds. A neuron is one output channel, a connection one of its input weights. Both are
+told by the class of the module that owns a parameter, never by the name of a parameter in a particular network.
+"""
+
+from fewtune.neurons.anatomy import (
+    ASK_MODEL,
+    Anatomy,
+    AskModel,
+    Owner,
+    describe,
+    find_head,
+    has_running_statistics,
+    nearest,
+    owners,
+)
+from fewtune.neurons.roles import Role
+from fewtune.neurons.views import Places, View
+
+__all__ = [
+    "ASK_MODEL",
+    "Anatomy",
+    "AskModel",
+    "Owner",
+    "Places",
+    "Role",
+    "View",
+    "describe",
+    "find_head",
+    "has_running_statistics",
+    "nearest",
+    "owners",
+]

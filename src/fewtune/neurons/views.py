@@ -1,0 +1,133 @@
+"""A stored weight seen as a matrix [neurons, fan_in], and the places of some connections in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["rows", "columns", "transposed"]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a stored weight is seen as [neurons, fan_in].
+
+    * ``rows``: dimension 0 holds the neurons. Linear [out, in]; convolutions [out, in / groups, *kernel], so that
+      fan_in = in / groups * prod(kernel); the packed projection of attention [3 * dim, dim].
+    * ``columns``: dimension 1 holds the neurons, as in transformers' ``Conv1D`` [in, out].
+    * ``transposed``: transposed convolutions [in, out / groups, *kernel].
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind = "rows"
+    groups: int = 1
+
+    @property
+    def neurons(self) -> int:
+        match self.kind:
+            case "rows":
+                return self.shape[0]
+            case "columns":
+                return self.shape[1]
+            case "transposed":
+                return self.shape[1] * self.groups
+
+    @property
+    def fan_in(self) -> int:
+        return prod(self.shape) // self.neurons if self.neurons else 0
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The stored weight, or anything of its shape, as [neurons, fan_in]; a view of it where strides allow."""
+        match self.kind:
+            case "rows":
+                return weight.reshape(self.neurons, self.fan_in)
+            case "columns":
+                return weight.T
+            case "transposed":
+                inputs, outputs, *kernel = self.shape
+                grouped = weight.reshape(self.groups, inputs // self.groups, outputs, *kernel)
+                return grouped.transpose(1, 2).reshape(self.neurons, self.fan_in)
+
+    def stored(self, matrix: Tensor) -> Tensor:
+        """The inverse of `matrix`: [neurons, fan_in] in the stored shape."""
+        match self.kind:
+            case "rows":
+                return matrix.reshape(self.shape)
+            case "columns":
+                return matrix.T
+            case "transposed":
+                inputs, outputs, *kernel = self.shape
+                grouped = matrix.reshape(self.groups, outputs, inputs // self.groups, *kernel)
+                return grouped.transpose(1, 2).reshape(self.shape)
+
+    def stored_index(self, flat: Tensor) -> Tensor:
+        """Indices into the flattened matrix [neurons, fan_in] as indices into the flattened stored weight."""
+        if self.kind == "rows":
+            return flat
+        neuron, connection = flat // self.fan_in, flat % self.fan_in
+        if self.kind == "columns":
+            return connection * self.neurons + neuron
+        inputs, outputs, *kernel = self.shape
+        taps = prod(kernel)
+        group, output = neuron // outputs, neuron % outputs
+        source = group * (inputs // self.groups) + connection // taps
+        return (source * outputs + output) * taps + connection % taps
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Some connections of a [neurons, fan_in] matrix.
+
+    ``flat`` holds row * fan_in + column, int64, strictly increasing, of shape [connections].
+    """
+
+    neurons: int
+    fan_in: int
+    flat: Tensor
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Places:
+        """The true places of a boolean [neurons, fan_in]."""
+        neurons, fan_in = mask.shape
+        return cls(neurons, fan_in, mask.reshape(-1).nonzero().squeeze(1).cpu())
+
+    @property
+    def rows(self) -> Tensor:
+        """The neuron of every connection, [connections]."""
+        return self.flat // self.fan_in
+
+    @property
+    def columns(self) -> Tensor:
+        """The input of every connection, [connections]."""
+        return self.flat % self.fan_in
+
+    @cached_property
+    def k(self) -> int | None:
+        """Connections of each neuron where all neurons have the same number, else None."""
+        if not self.neurons or len(self) % self.neurons:
+            return None
+        counts = torch.bincount(self.rows, minlength=self.neurons)
+        return int(counts[0]) if bool((counts == counts[0]).all()) else None
+
+    def mask(self) -> Tensor:
+        """Boolean [neurons, fan_in], true where a connection is selected (Eq. 5)."""
+        mask = torch.zeros(self.neurons * self.fan_in, dtype=torch.bool)
+        mask[self.flat] = True
+        return mask.view(self.neurons, self.fan_in)
+
+    def __len__(self) -> int:
+        return self.flat.numel()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Places):
+            return NotImplemented
+        same_matrix = (self.neurons, self.fan_in) == (other.neurons, other.fan_in)
+        return same_matrix and torch.equal(self.flat, other.flat)
+
+    def __hash__(self) -> int:
+        return hash((self.neurons, self.fan_in, len(self)))

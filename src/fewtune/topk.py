@@ -1,0 +1,100 @@
+"""The largest scores by neuron, by layer or over the network, ties broken by order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from fewtune.errors import SelectionError
+from fewtune.neurons import Places
+
+
+def top_mask(scores: Tensor, counts: int) -> Tensor:
+    """True at the ``counts`` largest of each row of [rows, columns]; among equals the first columns win."""
+    counts = min(counts, scores.shape[1])
+    if counts <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    smallest = scores.topk(counts, dim=1).values[:, -1:]
+    above, equal = scores > smallest, scores == smallest
+    room = counts - above.sum(1, keepdim=True)
+    return above | (equal & (equal.cumsum(1) <= room))
+
+
+def wanted_connections(matrices: Mapping[str, Tensor], k: float | None, budget: float | None) -> float:
+    """k itself, or the k (fractional) whose sum of min(k, fan_in) over all neurons is the budget's number.
+
+    Raises:
+        SelectionError: neither or both are given, or the value is out of range.
+    """
+    if (k is None) == (budget is None):
+        raise SelectionError(f"select got k={k} and budget={budget}; give exactly one of them")
+    value, name = (k, "k") if k is not None else (budget, "budget")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
+        raise SelectionError(f"{name}={value!r}; expected a number above 0")
+    if k is not None:
+        return k
+    assert budget is not None
+    if budget > 1:
+        raise SelectionError(f"budget={budget}; expected a fraction of the backbone's connections in (0, 1]")
+    total = round(budget * sum(m.numel() for m in matrices.values()))
+    whole = 0
+    while _total(matrices, whole + 1) <= total and whole < max(m.shape[1] for m in matrices.values()):
+        whole += 1
+    more = _total(matrices, whole + 1) - _total(matrices, whole)
+    return whole + ((total - _total(matrices, whole)) / more if more else 0.0)
+
+
+def _total(matrices: Mapping[str, Tensor], k: float) -> float:
+    return sum(m.shape[0] * min(k, m.shape[1]) for m in matrices.values())
+
+
+def granular_top_k(
+    matrices: Mapping[str, Tensor], k: float | None, budget: float | None, granularity: str
+) -> dict[str, Places]:
+    """The selected places of every scored matrix [neurons, fan_in]; see `fewtune.select`."""
+    wanted = wanted_connections(matrices, k, budget)
+    match granularity:
+        case "neuron":
+            masks = _by_neuron(matrices, wanted)
+        case "layer":
+            masks = {
+                name: _largest({name: m}, round(_total({name: m}, wanted)))[name]
+                for name, m in matrices.items()
+            }
+        case _:
+            masks = _largest(matrices, round(_total(matrices, wanted)))
+    places = {name: Places.from_mask(mask) for name, mask in masks.items()}
+    return {name: p for name, p in places.items() if len(p)}
+
+
+def _by_neuron(matrices: Mapping[str, Tensor], wanted: float) -> dict[str, Tensor]:
+    whole = int(wanted)
+    if whole < 1:
+        raise SelectionError(
+            f"that is {wanted:.3g} connections a neuron; granularity 'neuron' needs at least one: raise k or budget, "
+            "or take granularity='layer' or 'network'"
+        )
+    masks = {name: top_mask(m, whole) for name, m in matrices.items()}
+    extra = round(_total(matrices, wanted) - _total(matrices, whole))
+    if not extra:
+        return masks
+    # The next connection of every neuron that has one left; the neurons with the largest of them get one more.
+    rest = {name: m.masked_fill(masks[name], -1.0) for name, m in matrices.items() if m.shape[1] > whole}
+    best = {name: m.max(dim=1) for name, m in rest.items()}
+    chosen = _largest({name: b.values[:, None] for name, b in best.items()}, extra)
+    for name, b in best.items():
+        masks[name] = masks[name].scatter(1, b.indices[:, None], chosen[name])
+    return masks
+
+
+def _largest(matrices: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """True at the ``count`` largest scores over all matrices together; among equals the first in order win."""
+    flat = torch.cat([m.reshape(-1).cpu() for m in matrices.values()])
+    mask = top_mask(flat[None, :], count)[0]
+    parts = mask.split([m.numel() for m in matrices.values()])
+    return {
+        name: part.view(m.shape).to(m.device) for (name, m), part in zip(matrices.items(), parts, strict=True)
+    }
