@@ -1,0 +1,53 @@
+"""Own forwards of stock Linear and convolution layers, where the dense weight gradient is never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtune.tuning.functions import SelectedConv, SelectedLinear, kept_anyway
+from fewtune.tuning.ops import ConvShape
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def fast_forward(base: type[nn.Module]) -> Callable[..., Tensor] | None:
+    """The own forward for a layer class whose forward is the stock one; None for all others."""
+    if issubclass(base, nn.Linear) and base.forward is nn.Linear.forward:
+        return _linear_forward
+    for stock in _CONVOLUTIONS:
+        if issubclass(base, stock) and base.forward is stock.forward and base._conv_forward is stock._conv_forward:
+            return _conv_forward
+    return None
+
+
+def _saved_elsewhere(x: Tensor) -> bool:
+    # A compiler decides for itself what it saves.
+    return not torch.compiler.is_compiling() and kept_anyway(x)
+
+
+def _linear_forward(self: Any, x: Tensor) -> Tensor:
+    values = self._parameters["weight_selected"]
+    if not torch.is_grad_enabled() or not values.requires_grad or not _plain(x):
+        return F.linear(x, self.weight, self.bias)
+    places = self._fewtune.tuned["weight"].places
+    return SelectedLinear.apply(x, values, self._parameters["weight"], self.bias, places, _saved_elsewhere(x))
+
+
+def _conv_forward(self: Any, x: Tensor) -> Tensor:
+    values = self._parameters["weight_selected"]
+    stock_padding = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+    batched = x.ndim == len(self.kernel_size) + 2
+    if not torch.is_grad_enabled() or not values.requires_grad or not stock_padding or not batched or not _plain(x):
+        return self._conv_forward(x, self.weight, self.bias)
+    places, shape = self._fewtune.tuned["weight"].places, ConvShape.of(self)
+    return SelectedConv.apply(x, values, self._parameters["weight"], self.bias, places, shape, _saved_elsewhere(x))
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether x is a dense tensor, no subclass with rules of its own (nested tensors, for instance)."""
+    return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided and not x.is_nested

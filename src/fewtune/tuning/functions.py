@@ -1,0 +1,160 @@
+"""The autograd functions through which selected connections are trained.
+
+Every one takes (…, values, frozen, …), computes with the frozen tensor, into which the values have been written, and
+gives its gradient to the values. None can be differentiated twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtune.errors import TuningError
+from fewtune.tuning.ops import (
+    ConvShape,
+    SelectedPlaces,
+    conv_keep,
+    conv_selected_gradient,
+    linear_keep,
+    linear_selected_gradient,
+)
+
+
+def _differentiated_once() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise TuningError(
+            "a tuned layer was differentiated twice (create_graph=True), which it does not support: "
+            "detach the selection for second derivatives"
+        )
+
+
+class Handed(torch.autograd.Function):
+    """The frozen weight, with a gradient that keeps the selected entries: for any use of a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, frozen: Tensor, index: Tensor) -> Tensor:
+        ctx.index, ctx.dtype = index, values.dtype
+        return frozen.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        _differentiated_once()
+        selected = grad[torch.unravel_index(ctx.index, grad.shape)]
+        return selected.to(ctx.dtype), None, None
+
+
+class HandedWhole(torch.autograd.Function):
+    """The frozen half-precision tensor, with a gradient for its float32 master."""
+
+    @staticmethod
+    def forward(ctx: Any, master: Tensor, frozen: Tensor) -> Tensor:
+        ctx.dtype = master.dtype
+        return frozen.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.to(ctx.dtype), None
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """The input in the dtype that autocast would compute a matrix product in."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+class SelectedLinear(torch.autograd.Function):
+    """y = x W^T + b; of dL/dW = dY^T X only the selected entries are formed (Eq. 5-6).
+
+    The weight is saved by reference and cast again in backward; of x the columns that some neuron selected are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, places: SelectedPlaces, whole: bool
+    ) -> Tensor:
+        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
+        x = autocast_input(x)
+        ctx.save_for_backward(linear_keep(x, places, keep_whole=whole), weight)
+        ctx.places = places
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        _differentiated_once()
+        kept, weight = ctx.saved_tensors
+        x_dtype, values_dtype, bias_dtype = ctx.dtypes
+        dx = (dy @ weight.to(dy.dtype)).to(x_dtype) if ctx.needs_input_grad[0] else None
+        dv = linear_selected_gradient(dy, kept, ctx.places).to(values_dtype) if ctx.needs_input_grad[1] else None
+        db = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=bias_dtype) if ctx.needs_input_grad[3] else None
+        return dx, dv, None, db, None, None
+
+
+class SelectedConv(torch.autograd.Function):
+    """A convolution in one to three dimensions; of its weight gradient only the selected entries are formed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        places: SelectedPlaces,
+        shape: ConvShape,
+        whole: bool,
+    ) -> Tensor:
+        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
+        x = autocast_input(x)
+        ctx.save_for_backward(conv_keep(x, places, shape, keep_whole=whole), weight)
+        ctx.places, ctx.shape, ctx.input_shape = places, shape, x.shape
+        bias = None if bias is None else bias.to(x.dtype)
+        none = [0] * len(shape.stride)
+        return torch.convolution(
+            x, weight.to(x.dtype), bias, shape.stride, shape.padding, shape.dilation, False, none, shape.groups
+        )
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        _differentiated_once()
+        kept, weight = ctx.saved_tensors
+        x_dtype, values_dtype, bias_dtype = ctx.dtypes
+        shape: ConvShape = ctx.shape
+        dx = dv = db = None
+        if ctx.needs_input_grad[0]:
+            dx = conv_input_gradient(dy, weight.to(dy.dtype), shape, ctx.input_shape).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            dv = conv_selected_gradient(dy, kept, ctx.places, shape, ctx.input_shape).to(values_dtype)
+        if ctx.needs_input_grad[3]:
+            db = dy.sum([0, *range(2, dy.ndim)], dtype=bias_dtype)
+        return dx, dv, None, db, None, None, None
+
+
+def conv_input_gradient(dy: Tensor, weight: Tensor, shape: ConvShape, input_shape: torch.Size) -> Tensor:
+    """dL/dx of a convolution, which needs the input's shape alone."""
+    no_input = dy.new_empty(1).expand(input_shape)
+    none = [0] * len(shape.stride)
+    dx, _, _ = torch.ops.aten.convolution_backward(
+        dy, no_input, weight, None, shape.stride, shape.padding, shape.dilation, False, none, shape.groups,
+        [True, False, False],
+    )  # fmt: skip
+    return dx
+
+
+def kept_anyway(x: Tensor) -> bool:
+    """Whether the operation that made x saves x itself for its backward pass, so that a copy of columns frees nothing.
+
+    True of ReLU, softmax, sigmoid, attention and others that need their result; views are looked through.
+    """
+    node = x.grad_fn
+    while node is not None and type(node).__name__ in _VIEWS:
+        node = node.next_functions[0][0]
+    return node is not None and any(hasattr(type(node), saved) for saved in _RESULTS)
+
+
+_VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "TransposeBackward0", "PermuteBackward0"}
+_RESULTS = ("_saved_result", "_saved_output", "_saved_out")

@@ -1,0 +1,251 @@
+"""The class swap: a layer becomes a subclass of its own class whose tuned tensors are trained through compact parameters.
+
+Two ways lead to the gradient of the selected connections:
+
+* a property in place of the attribute (``layer.weight``), which hands out the frozen tensor with a gradient that keeps
+  the selected entries only: right for any use of the weight, by whatever code;
+* an own forward of stock Linear and convolution layers, where the dense gradient is never formed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import TuningError
+from fewtune.neurons import View
+from fewtune.tuning.fast import fast_forward
+from fewtune.tuning.functions import Handed, HandedWhole
+from fewtune.tuning.ops import SelectedPlaces
+
+SELECTED = "_selected"
+"""Suffix of the parameter that holds an attribute's selected values, [neurons, K], or [connections] where K differs."""
+MASTER = "_master"
+"""Suffix of the float32 parameter that trains a half-precision tensor whole."""
+
+
+@dataclass(eq=False)
+class Selected:
+    """A weight of which some connections are trained.
+
+    ``index``: where its values lie in the flattened stored weight, int64, in the shape of the values.
+    """
+
+    view: View
+    places: SelectedPlaces
+    index: Tensor
+
+    suffix = SELECTED
+
+    def write(self, values: Tensor, frozen: Tensor) -> None:
+        """Writes the values into the frozen weight."""
+        if frozen.is_contiguous():
+            frozen.view(-1)[self.index] = values.to(frozen.dtype)
+        else:
+            frozen[torch.unravel_index(self.index, frozen.shape)] = values.to(frozen.dtype)
+
+    def read(self, weight: Tensor) -> Tensor:
+        """The weight's entries at the selected places, in the shape of the values."""
+        return weight[torch.unravel_index(self.index, weight.shape)]
+
+    def to(self, device: torch.device) -> Selected:
+        return Selected(self.view, self.places.to(device), self.index.to(device))
+
+    def hand_out(self, values: Tensor, frozen: Tensor) -> Tensor:
+        return Handed.apply(values, frozen, self.index)
+
+
+@dataclass(eq=False)
+class Whole:
+    """A half-precision tensor that is trained whole through a float32 parameter."""
+
+    suffix = MASTER
+
+    def write(self, values: Tensor, frozen: Tensor) -> None:
+        frozen.copy_(values)
+
+    def read(self, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+    def to(self, device: torch.device) -> Whole:
+        return self
+
+    def hand_out(self, values: Tensor, frozen: Tensor) -> Tensor:
+        return HandedWhole.apply(values, frozen)
+
+
+@dataclass(eq=False)
+class Swap:
+    """What a swapped module remembers: its tuned attributes, and its training flag where statistics are frozen."""
+
+    base: type[nn.Module]
+    tuned: dict[str, Selected | Whole] = field(default_factory=dict)
+    frozen_statistics: bool = False
+    training: bool = False
+
+
+SWAPPED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Every swapped module that is alive, copies included: what an optimiser's step hook looks through."""
+
+
+class Tuned(nn.Module):
+    """Mixed in before a layer's own class; see `swap` and `restore`."""
+
+    _fewtune: Swap
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        if self._fewtune.frozen_statistics:
+            self._fewtune.training = mode
+            self.training = False  # batch statistics stay what pretraining left
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for attribute, slot in self._fewtune.tuned.items():
+            values = self._parameters[attribute + slot.suffix]
+            if values is not None and fn(torch.empty(0, dtype=values.dtype)).dtype in (torch.float16, torch.bfloat16):
+                raise TuningError(
+                    "the model was cast to half precision after attach, which would round the trained values: "
+                    "cast it first, then attach (trained values keep a float32 master)"
+                )
+        super()._apply(fn, recurse)
+        for attribute, slot in self._fewtune.tuned.items():
+            values = self._parameters[attribute + slot.suffix]
+            assert values is not None
+            self._fewtune.tuned[attribute] = slot.to(values.device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        write_values(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        with torch.no_grad():
+            for attribute, slot in self._fewtune.tuned.items():
+                values, frozen = self._parameters[attribute + slot.suffix], self._parameters[attribute]
+                plain = prefix + attribute in state_dict and prefix + attribute + slot.suffix not in state_dict
+                if plain and values is not None and frozen is not None:
+                    values.copy_(slot.read(frozen))  # a plain state: its values are in the weight
+                    if strict:
+                        missing_keys.remove(prefix + attribute + slot.suffix)
+        write_values(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The subclass is made anew from the layer's own class, so that copies and pickles need no dynamic class.
+        return _rebuild, (self._fewtune.base, tuple(self._fewtune.tuned)), self.__dict__.copy()
+
+
+def _rebuild(base: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
+    cls = _subclass(base, attributes)
+    module = cls.__new__(cls)
+    SWAPPED.add(module)
+    return module
+
+
+def _handing_out(attribute: str) -> property:
+    def get(self: Any) -> Tensor:
+        frozen = self._parameters[attribute]
+        slot = self._fewtune.tuned[attribute]
+        values = self._parameters[attribute + slot.suffix]
+        if not torch.is_grad_enabled():
+            return frozen
+        return slot.hand_out(values, frozen)
+
+    return property(get)
+
+
+@cache
+def _subclass(base: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
+    body: dict[str, Any] = {attribute: _handing_out(attribute) for attribute in attributes}
+    forward = fast_forward(base) if "weight" in attributes else None
+    if forward is not None:
+        body["forward"] = forward
+    body["__module__"] = __name__
+    return type(f"Tuned{base.__name__}", (Tuned, base), body)
+
+
+def swap(module: nn.Module) -> Swap:
+    """Makes a module a `Tuned` one, or finds that it is; returns what it remembers."""
+    if not isinstance(module, Tuned):
+        base = type(module)
+        module.__dict__["_fewtune"] = Swap(base)
+        module.__class__ = _subclass(base, ())
+        SWAPPED.add(module)
+    swapped: Any = module
+    return swapped._fewtune
+
+
+def tune(module: nn.Module, attribute: str, slot: Selected | Whole, values: nn.Parameter) -> None:
+    """From now on ``module.attribute`` is trained through ``values``, registered on the module beside it."""
+    state = swap(module)
+    module.register_parameter(attribute + slot.suffix, values)
+    state.tuned[attribute] = slot
+    module.__class__ = _subclass(state.base, tuple(state.tuned))
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """From now on the module uses its running statistics and never updates them."""
+    state = swap(module)
+    state.frozen_statistics, state.training = True, module.training
+    module.training = False
+
+
+def restore(module: nn.Module) -> None:
+    """The inverse of `swap`: the module's own class again, without the parameters registered beside its own."""
+    if not isinstance(module, Tuned):
+        return
+    state = module._fewtune
+    for attribute, slot in state.tuned.items():
+        del module._parameters[attribute + slot.suffix]
+    if state.frozen_statistics:
+        module.training = state.training
+    del module.__dict__["_fewtune"]
+    module.__class__ = state.base
+    SWAPPED.discard(module)
+
+
+@torch.no_grad()
+def write_values(module: nn.Module) -> None:
+    """Writes a swapped module's values into its frozen tensors."""
+    if not isinstance(module, Tuned):
+        return
+    for attribute, slot in module._fewtune.tuned.items():
+        values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
+        assert values is not None
+        assert frozen is not None
+        if hasattr(values, "to_local"):
+            write_shard(slot, values, frozen)
+        else:
+            slot.write(values.detach(), frozen.detach())
+
+
+def write_shard(slot: Selected | Whole, values: Any, frozen: Any) -> None:
+    """`write_values` for one process's rows under FSDP2, where values and weight are sharded alike on dimension 0.
+
+    Raises:
+        TuningError: a ragged selection or a transposed weight, whose rows do not lie beside the weight's.
+    """
+    local = frozen.detach().to_local()
+    if isinstance(slot, Whole):
+        slot.write(values.detach().to_local(), local)
+        return
+    if slot.places.index is None or slot.view.kind != "rows":
+        raise TuningError(
+            "FSDP shards a weight and its selected values by rows, which needs the same number of connections in every "
+            "neuron of a weight: select with granularity='neuron' and a whole k, and exclude transposed layers"
+        )
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(values.shape, values.device_mesh, values.placements)
+    rows = slice(offset[0], offset[0] + shape[0])
+    index = slot.index[rows] - offset[0] * slot.view.fan_in
+    local.view(-1)[index] = values.detach().to_local().to(local.dtype)
