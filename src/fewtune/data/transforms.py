@@ -1,0 +1,100 @@
+"""What is done to an image before a model sees it (torchvision.transforms.v2).
+
+Every function takes the numbers from `spec`, which is anything that has `image_size`, `mean`, `std`, `interpolation`
+and `crop_pct`: a `fewtune.models.Backbone`, for one. A transform takes a PIL RGB image and returns a float tensor
+[3, image_size, image_size], normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from fewtune.errors import ConfigError
+
+Kind = Literal["plain", "fgvc", "none"]
+Transform = Callable[[Any], Tensor]
+
+
+class InputSpec(Protocol):
+    """What a model wants to see."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def crop_pct(self) -> float: ...
+
+
+def train_transform(kind: Kind, spec: InputSpec) -> Transform:
+    """The training transform.
+
+    - "plain": resized to a square without cropping, no augmentation (the manner of VTAB-1k);
+    - "fgvc": random resized crop and horizontal flip (fine-grained photographs);
+    - "none": no augmentation, cropped as in evaluation.
+    """
+    if kind == "fgvc":
+        return v2.Compose([*_random_crop_and_flip(spec), *_normalised(spec)])
+    return eval_transform(kind, spec)
+
+
+def eval_transform(kind: Kind, spec: InputSpec) -> Transform:
+    """The transform for validation, test and prediction of a model trained with `train_transform(kind, …)`.
+
+    "plain" resizes to a square; the others resize the shorter side to image_size / crop_pct and crop the centre.
+    """
+    size, how = spec.image_size, _interpolation(spec)
+    if kind == "plain":
+        return v2.Compose([v2.Resize((size, size), interpolation=how), *_normalised(spec)])
+    if kind not in ("fgvc", "none"):
+        raise ConfigError(f'no transform is called "{kind}": take "plain", "fgvc" or "none"')
+    resize = v2.Resize(int(size / spec.crop_pct), interpolation=how)
+    return v2.Compose([resize, v2.CenterCrop(size), *_normalised(spec)])
+
+
+def two_views(spec: InputSpec) -> TwoViews:
+    """Two augmented views of an image for the supervised contrastive loss: random resized crop, horizontal flip,
+    colour jitter (0.4, 0.4, 0.4, 0.1) with p = 0.8, greyscale with p = 0.2 (Khosla et al. 2020).
+
+    The transform returns (view1, view2), so a loader over it yields ((views1, views2), labels).
+    """
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    view = v2.Compose([*_random_crop_and_flip(spec), jitter, v2.RandomGrayscale(p=0.2), *_normalised(spec)])
+    return TwoViews(view)
+
+
+class TwoViews:
+    """Applies a random transform twice: image -> (view1, view2)."""
+
+    def __init__(self, view: Transform) -> None:
+        self.view = view
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        return self.view(image), self.view(image)
+
+
+def _random_crop_and_flip(spec: InputSpec) -> list[v2.Transform]:
+    crop = v2.RandomResizedCrop(spec.image_size, interpolation=_interpolation(spec))
+    return [crop, v2.RandomHorizontalFlip()]
+
+
+def _normalised(spec: InputSpec) -> list[v2.Transform]:
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    return [v2.ToImage(), to_float, v2.Normalize(list(spec.mean), list(spec.std))]
+
+
+def _interpolation(spec: InputSpec) -> InterpolationMode:
+    try:
+        return InterpolationMode(spec.interpolation)
+    except ValueError:
+        known = ", ".join(mode.value for mode in InterpolationMode)
+        raise ConfigError(f'no interpolation is called "{spec.interpolation}": take one of {known}') from None

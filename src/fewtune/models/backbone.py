@@ -1,0 +1,105 @@
+"""A pretrained model together with what it wants to see and where its head is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model, in eval mode, and all that is needed to make it again."""
+
+    model: nn.Module
+    source: str
+    """Where it came from, with its prefix: "timm:vit_small_patch16_224"."""
+    head: tuple[str, ...]
+    """Names of the modules that classify; empty where the model has none."""
+    num_classes: int
+    image_size: int
+    """Side of the square input, pixels."""
+    mean: tuple[float, ...]
+    """Per channel, for pixels in [0, 1]."""
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    """In evaluation the shorter side becomes image_size / crop_pct before the centre is cropped."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """The arguments of `load_backbone` beside source and num_classes, able to go into JSON."""
+
+    def describe(self) -> dict[str, Any]:
+        """All but the weights, able to go into JSON; `backbone_from_description` reads it."""
+        return {
+            "source": self.source,
+            "arguments": dict(self.arguments),
+            "num_classes": self.num_classes,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+        }
+
+
+def logits(output: Any) -> Tensor:
+    """The logits [batch, classes] in what a model returned: a tensor, something with `.logits` (transformers), or a
+    tuple whose first item they are.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = getattr(output, "logits", output)
+    if isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"a model must return a tensor of logits or an object with .logits, not {type(output).__name__}"
+        )
+    return found
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` inside, the caller's own stream untouched outside (CPU, where models are made)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def initialise_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:
+    """Fresh weights for the modules `head`: normal, standard deviation 0.02, cut at two of it; biases zero.
+
+    Norm layers within a head go back to their own initial state. Deterministic by `seed`, whatever the model's size.
+    """
+    with seeded(seed):
+        for module in (m for name in head for m in model.get_submodule(name).modules()):
+            weight = getattr(module, "weight", None)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(weight, nn.Parameter) and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+
+
+def module_names(model: nn.Module, wanted: list[nn.Module]) -> tuple[str, ...]:
+    """The qualified names of the modules `wanted`, in the order of the model."""
+    found = {id(module) for module in wanted}
+    return tuple(name for name, module in model.named_modules() if name and id(module) in found)
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """An exception's first words, without line breaks and addresses, for a message of one line."""
+    words = [word for word in str(error).split() if "://" not in word]
+    text = " ".join(words) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

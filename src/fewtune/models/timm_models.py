@@ -1,0 +1,107 @@
+"""Backbones of timm."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from fewtune.errors import ModelError
+from fewtune.models.backbone import Backbone, initialise_head, module_names, one_line, seeded
+
+
+def load_timm(
+    name: str,
+    *,
+    num_classes: int | None,
+    image_size: int | None,
+    pretrained: bool,
+    drop_path: float,
+    seed: int,
+) -> Backbone:
+    """`timm.create_model(name)` with its own normalisation; a fresh head where `num_classes` is given."""
+    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+        raise ModelError(f'timm has no model "{name}"{nearest(name)}')
+    options: dict[str, Any] = {}
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if drop_path > 0:
+        options["drop_path_rate"] = drop_path
+    with seeded(seed):
+        model = create(name, pretrained, image_size, options)
+    config = resolve_model_data_config(model)
+    head = timm_head(model)
+    if num_classes is not None:
+        initialise_head(model, head, seed)
+    return Backbone(
+        model=model.eval(),
+        source=f"timm:{name}",
+        head=head,
+        num_classes=int(getattr(model, "num_classes", num_classes or 0)),
+        image_size=image_size or int(config["input_size"][-1]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=float(config["crop_pct"]),
+    )
+
+
+def timm_head(model: nn.Module) -> tuple[str, ...]:
+    """The names of what `model.get_classifier()` returns; empty for a model without a head."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    several = list(classifier) if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]
+    return module_names(model, [module for module in several if not isinstance(module, nn.Identity)])
+
+
+def nearest(name: str) -> str:
+    """The clause "; did you mean …?" with the nearest names, or a hint where none is near."""
+    close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+    if not close:
+        return '; list the names with timm.list_models("*word*")'
+    return f"; did you mean {', '.join(close)}?"
+
+
+def create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+    """create_model, with the image size passed to those models that take one."""
+    if image_size is None:
+        return _tried(name, pretrained, options)
+    try:
+        return _tried(name, pretrained, {**options, "img_size": image_size})
+    except _NoSuchOption as error:
+        if error.option != "img_size":
+            raise
+    model = _tried(name, pretrained, options)
+    if getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False):
+        size = resolve_model_data_config(model)["input_size"][-1]
+        raise ModelError(f"timm:{name} takes images of {size} px only, not of {image_size} px")
+    return model
+
+
+class _NoSuchOption(ModelError):
+    """The model's class does not take an option."""
+
+    def __init__(self, name: str, option: str) -> None:
+        super().__init__(f"timm:{name} does not take the option {option}; leave it out")
+        self.option = option
+
+
+def _tried(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        for option in ("img_size", "drop_path_rate"):
+            if f"'{option}'" in str(error):
+                raise _NoSuchOption(name, option) from error
+        raise ModelError(f"timm:{name} cannot be created: {one_line(error)}") from error
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        if pretrained and "Invalid pretrained tag" in str(error):
+            tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")[:5]
+            raise ModelError(f'timm has no weights "{name}"; it has {", ".join(tags)}') from error
+        if isinstance(error, OSError):
+            raise ModelError(
+                f"the weights of timm:{name} could not be fetched; is there a network? ({one_line(error, 80)})"
+            ) from error
+        raise ModelError(f"timm:{name} cannot be created: {one_line(error)}") from error

@@ -1,0 +1,102 @@
+"""Backbones of torchvision."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+from urllib.error import URLError
+
+import torchvision
+from torch import nn
+
+from fewtune.errors import ModelError
+from fewtune.models.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    initialise_head,
+    one_line,
+    seeded,
+)
+
+
+def load_torchvision(
+    name: str,
+    *,
+    num_classes: int | None,
+    image_size: int | None,
+    pretrained: bool,
+    drop_path: float,
+    seed: int,
+) -> Backbone:
+    """`torchvision.models.get_model(name)` with its default weights; its last Linear (or 1 x 1 convolution) is the
+    head, replaced by one for `num_classes` where that is given."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ModelError(f'torchvision has no classification model "{name}"{hint}')
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    options: dict[str, Any] = {}
+    if drop_path > 0:
+        options["stochastic_depth_prob"] = drop_path
+    if image_size is not None and name.startswith("vit_"):
+        options["image_size"] = image_size  # its position grid has a fixed size; all others take any
+    with seeded(seed):
+        model = _create(name, weights if pretrained else None, options)
+        head = _last_layer(name, model)
+        if num_classes is not None:
+            model.set_submodule(head, _resized(model.get_submodule(head), num_classes))
+    if num_classes is not None:
+        initialise_head(model, (head,), seed)
+    return Backbone(
+        model=model.eval(),
+        source=f"torchvision:{name}",
+        head=(head,),
+        num_classes=num_classes or len(weights.meta["categories"]),
+        **_inputs(weights.transforms(), image_size),
+    )
+
+
+def _create(name: str, weights: Any, options: dict[str, Any]) -> nn.Module:
+    try:
+        return torchvision.models.get_model(name, weights=weights, **options)
+    except TypeError as error:
+        if "stochastic_depth_prob" in str(error):
+            raise ModelError(f"torchvision:{name} has no drop path; leave drop_path at 0") from error
+        raise ModelError(f"torchvision:{name} cannot be created: {one_line(error)}") from error
+    except (URLError, OSError) as error:
+        raise ModelError(
+            f"the weights of torchvision:{name} could not be fetched ({one_line(error)}); is there a network?"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"torchvision:{name}: {one_line(error)}") from error
+
+
+def _last_layer(name: str, model: nn.Module) -> str:
+    """The name of the layer that classifies: the last Linear, or in SqueezeNet the last convolution."""
+    for kind in (nn.Linear, nn.Conv2d):
+        found = [path for path, module in model.named_modules() if isinstance(module, kind)]
+        if found:
+            return found[-1]
+    raise ModelError(f"torchvision:{name} has no layer that could be its head")
+
+
+def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, num_classes)
+    assert isinstance(layer, nn.Conv2d)
+    return nn.Conv2d(layer.in_channels, num_classes, kernel_size=layer.kernel_size)  # type: ignore[arg-type]
+
+
+def _inputs(preset: Any, image_size: int | None) -> dict[str, Any]:
+    """The numbers of a weights' transforms."""
+    crop = int(getattr(preset, "crop_size", [224])[0])
+    resize = int(getattr(preset, "resize_size", [crop])[0])
+    return {
+        "image_size": image_size or crop,
+        "mean": tuple(getattr(preset, "mean", IMAGENET_MEAN)),
+        "std": tuple(getattr(preset, "std", IMAGENET_STD)),
+        "interpolation": getattr(preset.interpolation, "value", "bilinear"),
+        "crop_pct": crop / resize,
+    }
