@@ -1,13 +1,21 @@
-"""The selected weight gradient of a convolution in one, two or three dimensions."""
+"""The selected weight gradient of a convolution in one, two or three dimensions: what is kept, and what follows.
+
+A convolution is a linear layer over its unfolded input: position p of image n gives the row X[(n, p), column], and
+column = channel * taps + tap. Only the hot columns of that matrix are ever formed, from a padded input, of which each
+column is a strided view at an offset of its own (`patches.py`).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fewtune.tuning.ops import reference
+from fewtune.tuning.ops import patches
+from fewtune.tuning.ops.linear import KEEP_SHARE, linear_selected_gradient
+from fewtune.tuning.ops.operators import conv_gradient, selected_gradient
 from fewtune.tuning.ops.places import SelectedPlaces
 
 
@@ -26,6 +34,15 @@ class ConvShape(NamedTuple):
         assert not isinstance(layer.padding, str), "padding given as a word has no numbers"
         return cls(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
 
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The output's spatial size for an input's."""
+        return tuple(
+            (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for length, kernel, stride, padding, dilation in zip(
+                size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+
 
 def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole: bool = False) -> Tensor:
     """What the forward pass saves of its input for `conv_selected_gradient`.
@@ -37,10 +54,31 @@ def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole
         keep_whole: something else keeps `x` anyway, so a copy would be kept beside it.
 
     Returns:
-        The hot channels or the hot columns of the unfolded input as an own tensor where that is smaller and not
-        `keep_whole`; else `x` itself.
+        The smallest of: `x` itself; its hot channels [N, C, *size]; the hot columns of the unfolded input
+        [N, H, *positions]. The last two are own tensors, kept where they are at most KEEP_SHARE of `x`, and not
+        where `keep_whole`. All keep the memory format of `x`.
     """
-    return x
+    if x.ndim == len(shape.kernel_size) + 1:
+        return conv_keep(x.unsqueeze(0), places, shape, keep_whole=keep_whole)
+    form = "whole" if keep_whole else _form(places, shape, x.shape)
+    if form == "whole":
+        return x
+    if form == "channels":
+        return patches.select(x, places.hot_channels)
+    unfolded = patches.Unfolded.of(x, *shape[:4])
+    return unfolded.columns(unfolded.offsets(places.hot // places.taps, places.hot_tap))
+
+
+def _form(places: SelectedPlaces, shape: ConvShape, input_shape: torch.Size) -> str:
+    """Which of the three forms of `conv_keep` is the smallest, by shapes alone."""
+    channels, positions = input_shape[1], math.prod(input_shape[2:])
+    whole = KEEP_SHARE * channels * positions
+    columns = places.hot.numel() * math.prod(shape.positions(tuple(input_shape[2:])))
+    hot_channels = places.hot_channels.numel() * positions
+    if columns <= min(whole, hot_channels):
+        return "columns"
+    # A group's channels are not its own after some have been left out, which the library cannot compute with.
+    return "channels" if hot_channels <= whole and shape.groups == 1 else "whole"
 
 
 def conv_selected_gradient(
@@ -58,5 +96,17 @@ def conv_selected_gradient(
         [neurons, K], or [nnz] where rows differ; float32 for half-precision inputs, else the inputs' dtype.
     """
     if len(input_shape) == len(shape.kernel_size) + 1:
-        grad_output, kept = grad_output.unsqueeze(0), kept.unsqueeze(0)
-    return reference.conv_selected_gradient(grad_output, kept, places, *shape)
+        grad_output, input_shape = grad_output.unsqueeze(0), torch.Size((1, *input_shape))
+        kept = kept.unsqueeze(0) if kept.ndim < grad_output.ndim else kept
+    form = "whole" if kept.shape == input_shape else _form(places, shape, input_shape)
+    pointwise = max(*shape.kernel_size, *shape.stride) == 1 and max(shape.padding) == 0 and shape.groups == 1
+    if patches.channels_last(kept) and (form == "columns" or pointwise):
+        # Columns that lie last in memory are those of a linear layer whose rows are (image, position).
+        dy, x = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad_output, kept))
+        if form == "columns":
+            return selected_gradient(dy, x, places.slot, places.rows)
+        return linear_selected_gradient(dy, x, places)
+    if form == "columns":
+        return conv_gradient(grad_output, kept, places.slot, places.rows, None, None, *shape)
+    channel = places.hot_channel if form == "channels" else places.hot // places.taps
+    return conv_gradient(grad_output, kept, places.slot, places.rows, channel, places.hot_tap, *shape)

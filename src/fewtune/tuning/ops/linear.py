@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from fewtune.tuning.ops import cost
+from fewtune.tuning.ops.operators import selected_gradient
 from fewtune.tuning.ops.places import SelectedPlaces
-from fewtune.tuning.ops.reference import pick
 
 # A copy of the hot columns is kept where it is at most this share of the input; above it the copy costs more
 # time than the bytes are worth, and the input itself is kept (by reference).
@@ -27,7 +27,12 @@ def linear_keep(x: Tensor, places: SelectedPlaces, *, keep_whole: bool = False) 
     """
     if keep_whole or places.hot.numel() > KEEP_SHARE * places.fan_in:
         return x
-    return x.reshape(-1, places.fan_in).index_select(1, places.hot)
+    return hot_columns(x.reshape(-1, places.fan_in), places.hot)
+
+
+def hot_columns(x: Tensor, hot: Tensor) -> Tensor:
+    """x[:, hot] as an own tensor [N, H]; `gather` reads `x` row by row, which indexing does not."""
+    return x.gather(1, hot.expand(x.shape[0], -1))
 
 
 def linear_selected_gradient(grad_output: Tensor, kept: Tensor, places: SelectedPlaces) -> Tensor:
@@ -41,12 +46,20 @@ def linear_selected_gradient(grad_output: Tensor, kept: Tensor, places: Selected
     Returns:
         [neurons, K], or [nnz] where rows differ; float32 for half-precision inputs, else the inputs' dtype.
     """
-    dtype = torch.promote_types(kept.dtype, torch.float32)
-    dy = grad_output.reshape(-1, places.neurons).to(dtype)
-    x = kept.reshape(-1, kept.shape[-1]).to(dtype)
+    dy = grad_output.reshape(-1, places.neurons)
+    x = kept.reshape(-1, kept.shape[-1])
+    if x.shape[1] == places.fan_in and not _copy_pays(x, places):
+        column = places.columns if places.index is None else places.index
+        assert column is not None
+        return selected_gradient(dy, x, column, places.rows)
     if x.shape[1] == places.fan_in:
-        return pick(dy.t() @ x, places)
-    product = dy.t() @ x
-    if places.index is not None:
-        return product.gather(1, places.slot)
-    return product[places.rows, places.slot]
+        x = hot_columns(x, places.hot)
+    return selected_gradient(dy, x, places.slot, places.rows)
+
+
+def _copy_pays(x: Tensor, places: SelectedPlaces) -> bool:
+    """Whether a product over a copy of the hot columns is cheaper than what `x` itself allows."""
+    n, neurons, hot = x.shape[0], places.neurons, places.hot.numel()
+    copied = cost.columns(n, hot) + cost.product(n, neurons, hot)
+    gathered = cost.gather(n, places.nnz, ragged=places.index is None)
+    return copied < min(gathered, cost.product(n, neurons, places.fan_in))

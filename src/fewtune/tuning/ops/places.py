@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +16,20 @@ class SelectedPlaces:
     Made by `SelectedPlaces.of`. A plain value: neither a module nor a buffer, so that nothing broadcasts,
     averages or saves it. Values belong to connections in the order of `index` (row by row) or of `rows`.
 
+    A hot column is one that some neuron selected. In a grouped convolution, each group has columns of its own, so
+    hot columns are counted over all groups: (channel over all groups) * taps + tap.
+
     Attributes:
         neurons, fan_in: shape of the weight's matrix.
-        groups: groups of a convolution; columns are counted within a group's fan_in.
-        taps: kernel positions of a convolution (1 for a linear layer): column = channel * taps + tap.
+        groups: groups of a convolution.
+        taps: kernel positions of a convolution (1 for a linear layer); column = channel in group * taps + tap.
         index: [neurons, K] selected columns, where every neuron has the same number K of them; else None.
         rows, columns: [nnz] row and column of each connection where `index` is None; else None.
-        hot: [H] distinct selected columns, ascending.
-        slot: position in `hot` of each selected column, shaped as `index` or as `columns`.
-        hot_channels: [C] distinct input channels (counted over all groups) that are read, ascending.
-        channel_slot: position in `hot_channels` of each connection's input channel, shaped as `slot`.
+        hot: [H] distinct hot columns, ascending.
+        slot: position in `hot` of each connection's column, shaped as `index` or as `columns`.
+        hot_channels: [C] distinct input channels (over all groups) of the hot columns, ascending.
+        hot_channel: [H] position in `hot_channels` of each hot column's channel.
+        hot_tap: [H] kernel position of each hot column.
     """
 
     neurons: int
@@ -38,11 +42,18 @@ class SelectedPlaces:
     hot: Tensor
     slot: Tensor
     hot_channels: Tensor
-    channel_slot: Tensor
+    hot_channel: Tensor
+    hot_tap: Tensor
 
     @classmethod
     def of(
-        cls, shape: tuple[int, int], flat: Tensor, *, groups: int = 1, taps: int = 1, device: object = None
+        cls,
+        shape: tuple[int, int],
+        flat: Tensor,
+        *,
+        groups: int = 1,
+        taps: int = 1,
+        device: torch.device | str | None = None,
     ) -> SelectedPlaces:
         """From a matrix shape [neurons, fan_in] and sorted flat indices (row * fan_in + column).
 
@@ -53,8 +64,11 @@ class SelectedPlaces:
             device: where the index tensors shall lie (default: where `flat` lies).
         """
         neurons, fan_in = shape
-        assert flat.ndim == 1 and flat.numel() > 0, "a layer without connections has no places"
-        assert fan_in % taps == 0 and neurons % groups == 0, (shape, groups, taps)
+        assert flat.ndim == 1, "flat indices have one dimension"
+        assert flat.numel() > 0, "a layer without connections has no places"
+        assert fan_in % taps == 0, (fan_in, taps)
+        assert neurons % groups == 0, (neurons, groups)
+        target = flat.device if device is None else torch.device(device)
         flat = flat.detach().to("cpu", torch.int64)
         rows = torch.div(flat, fan_in, rounding_mode="floor")
         columns = flat - rows * fan_in
@@ -63,9 +77,9 @@ class SelectedPlaces:
         form = (neurons, -1) if uniform else (-1,)
 
         group = torch.div(rows, neurons // groups, rounding_mode="floor")
-        channels = group * (fan_in // taps) + torch.div(columns, taps, rounding_mode="floor")
-        hot, slot = torch.unique(columns, return_inverse=True)
-        hot_channels, channel_slot = torch.unique(channels, return_inverse=True)
+        hot, slot = torch.unique(group * fan_in + columns, return_inverse=True)
+        channels = torch.div(hot, taps, rounding_mode="floor")
+        hot_channels, hot_channel = torch.unique(channels, return_inverse=True)
         places = cls(
             neurons=neurons,
             fan_in=fan_in,
@@ -77,9 +91,10 @@ class SelectedPlaces:
             hot=hot,
             slot=slot.view(form),
             hot_channels=hot_channels,
-            channel_slot=channel_slot.view(form),
+            hot_channel=hot_channel,
+            hot_tap=hot - channels * taps,
         )
-        return places if device is None else places.to(device)
+        return places.to(target)
 
     @property
     def k(self) -> int | None:
@@ -93,16 +108,21 @@ class SelectedPlaces:
 
     @property
     def device(self) -> torch.device:
+        """Where the index tensors lie."""
         return self.slot.device
 
-    def to(self, device: object) -> SelectedPlaces:
+    def to(self, device: torch.device | str) -> SelectedPlaces:
         """The same places with every index tensor on `device`; itself where they lie there already."""
-        target = torch.device(device)  # type: ignore[arg-type]
-        if target == self.device:
+        if torch.device(device) == self.device:
             return self
-        moved = {
-            field.name: value.to(target)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        moved: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device)
+        return SelectedPlaces(**moved)
+
+    def pick(self, matrix: Tensor) -> Tensor:
+        """The selected entries of a [neurons, fan_in] matrix: [neurons, K], or [nnz] where rows differ."""
+        if self.index is not None:
+            return matrix.gather(1, self.index)
+        return matrix[self.rows, self.columns]

@@ -12,13 +12,6 @@ from torch import Tensor
 from fewtune.tuning.ops.places import SelectedPlaces
 
 
-def pick(matrix: Tensor, places: SelectedPlaces) -> Tensor:
-    """The selected entries of a [neurons, fan_in] matrix: [neurons, K], or [nnz] where rows differ."""
-    if places.index is not None:
-        return matrix.gather(1, places.index)
-    return matrix[places.rows, places.columns]
-
-
 def linear_selected_gradient(grad_output: Tensor, x: Tensor, places: SelectedPlaces) -> Tensor:
     """dV[o, k] = (dL/dW)[o, index[o, k]] of y = x W^T.
 
@@ -35,7 +28,7 @@ def linear_selected_gradient(grad_output: Tensor, x: Tensor, places: SelectedPla
         weight = torch.zeros(places.neurons, places.fan_in, dtype=dtype, device=x.device, requires_grad=True)
         y = F.linear(x.detach().to(dtype), weight)
         (gradient,) = torch.autograd.grad(y, weight, grad_output.to(dtype))
-    return pick(gradient, places)
+    return places.pick(gradient)
 
 
 def conv_selected_gradient(
@@ -66,4 +59,4 @@ def conv_selected_gradient(
         weight = torch.zeros(shape, dtype=dtype, device=x.device, requires_grad=True)
         y = conv(x.detach().to(dtype), weight, None, stride, padding, dilation, groups)
         (gradient,) = torch.autograd.grad(y, weight, grad_output.to(dtype))
-    return pick(gradient.reshape(places.neurons, places.fan_in), places)
+    return places.pick(gradient.reshape(places.neurons, places.fan_in))

@@ -1,0 +1,151 @@
+"""The selected weight gradient of a convolution in plain torch, the cheapest by `cost.py` of three ways:
+
+product   the hot columns of the unfolded input, one product with dY, then a gather (dense convolutions)
+gather    for each connection, its column times its neuron's dY, added over images and positions
+library   the library's own weight gradient over the channels that were kept, then a gather
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fewtune.tuning.ops import cost
+from fewtune.tuning.ops.cpu import accumulator
+from fewtune.tuning.ops.patches import Unfolded, channels_last, laid_out, select
+
+# Elements of one block of columns: see `cpu.BLOCK`; on other devices a block is many launches' worth of work.
+BLOCK = 2**21
+BLOCK_OFF_CPU = 2**26
+
+
+def selected_gradient(
+    dy: Tensor,
+    kept: Tensor,
+    slot: Tensor,
+    rows: Tensor | None,
+    channel: Tensor | None,
+    tap: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """dV of dY [N, O, *positions] and what was kept of the input.
+
+    Args:
+        dy: [N, O, *positions], any memory format.
+        kept: the input or some of its channels [N, C, *size], or its hot columns [N, H, *positions].
+        slot: [O, K] hot column of each connection, or [nnz] with `rows`.
+        rows: [nnz] neuron of each connection where neurons have different numbers of connections.
+        channel, tap: [H] of each hot column: its position among the kept channels, and its kernel position;
+            None where `kept` holds the hot columns themselves.
+        kernel_size, stride, padding, dilation, groups: of the convolution.
+
+    Returns:
+        Shaped as `slot`; float32 for half-precision inputs (accumulated in float32), else the inputs' dtype.
+    """
+    if dy.numel() == 0:
+        return dy.new_zeros(slot.shape, dtype=accumulator(dy, kept))
+    last = channels_last(kept)
+    n, neurons = dy.shape[0] * math.prod(dy.shape[2:]), dy.shape[1]
+    hot = kept.shape[1] if channel is None else channel.numel()
+    copied = 0.0 if channel is None else cost.columns(n, hot)
+    costs = {_by_product: copied + cost.product(n, neurons, hot) if groups == 1 else math.inf}
+    if dy.device.type == "cpu":
+        costs[_by_gather] = cost.conv_gather(n, slot.numel(), ragged=rows is not None, channels_last=last)
+    elif groups > 1 and channel is None:
+        costs[_by_gather] = 0.0
+    if channel is not None and tap is not None:
+        fan_in = kept.shape[1] // groups * math.prod(kernel_size)
+        library = cost.library(n, neurons, fan_in, groups, channels_last=last)
+        if library <= min(costs.values()):
+            position = channel % (kept.shape[1] // groups) * math.prod(kernel_size) + tap
+            numbers = (kernel_size, stride, padding, dilation, groups)
+            return _by_library(dy, kept, position[slot], rows, *numbers)
+        unfolded = Unfolded.of(kept, kernel_size, stride, padding, dilation)
+        view, offsets = unfolded.view, unfolded.offsets(channel, tap)
+    else:
+        view, offsets = laid_out(kept, last), None
+    cheapest = min(costs, key=costs.__getitem__)
+    return cheapest(laid_out(dy, last), view, offsets, slot, rows, last)
+
+
+def _by_library(
+    dy: Tensor,
+    x: Tensor,
+    column: Tensor,
+    rows: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The dense gradient of the kept channels, then a gather."""
+    dtype = accumulator(dy, x)
+    if dy.device.type == "cpu":
+        dy, x = dy.to(dtype), x.to(dtype)
+    weight = x.new_empty(1).expand(dy.shape[1], x.shape[1] // groups, *kernel_size)
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, [False, True, False]
+    )
+    gradient = gradient.reshape(dy.shape[1], -1)
+    return (gradient.gather(1, column) if rows is None else gradient[rows, column]).to(dtype)
+
+
+def _images_at_once(dy: Tensor, elements: int) -> int:
+    """How many images make a block, if each takes so many elements."""
+    block = BLOCK if dy.device.type == "cpu" else BLOCK_OFF_CPU
+    return max(1, block // max(1, elements))
+
+
+def _by_product(
+    dy: Tensor, view: Tensor, offsets: Tensor | None, slot: Tensor, rows: Tensor | None, last: bool
+) -> Tensor:
+    """dV = (U^T dY)[slot, o] of the hot columns U, added up over blocks of images."""
+    dtype = accumulator(dy, view)
+    hot = view.shape[1] if offsets is None else offsets.numel()
+    neurons, positions = dy.shape[1], math.prod(dy.shape[2:])
+    step = _images_at_once(dy, max(hot, neurons) * positions + hot * neurons)
+    total = dy.new_zeros(hot, neurons, dtype=dtype)
+    for first in range(0, dy.shape[0], step):
+        part = view[first : first + step]
+        u = (part if offsets is None else select(part, offsets, last)).to(dtype).flatten(2)
+        d = dy[first : first + step].to(dtype).flatten(2)
+        if last:
+            u, d = u.movedim(1, -1).reshape(1, -1, hot).mT, d.movedim(1, -1).reshape(1, -1, neurons).mT
+        if u.shape[0] == 1:
+            total.addmm_(u[0], d[0].t())
+        else:
+            total += torch.bmm(u, d.mT).sum(0)
+    return total.gather(0, slot.t()).t().contiguous() if rows is None else total[slot, rows]
+
+
+def _by_gather(
+    dy: Tensor, view: Tensor, offsets: Tensor | None, slot: Tensor, rows: Tensor | None, last: bool
+) -> Tensor:
+    """dV = sum U[:, slot] dY for one connection of every neuron at a time, over blocks of images."""
+    columns = slot if offsets is None else offsets[slot]
+    if rows is None:
+        return torch.stack([_gathered_sum(dy, view, column, None, last) for column in columns.unbind(1)], 1)
+    step = max(1, _images_at_once(dy, math.prod(dy.shape[2:])))
+    pieces = zip(columns.split(step), rows.split(step), strict=True)
+    return torch.cat([_gathered_sum(dy, view, column, row, last) for column, row in pieces])
+
+
+def _gathered_sum(dy: Tensor, view: Tensor, columns: Tensor, rows: Tensor | None, last: bool) -> Tensor:
+    """sum over images and positions of view[:, columns] dY, or of view[:, columns] dY[:, rows]."""
+    dtype = accumulator(dy, view)
+    total = dy.new_zeros(columns.shape, dtype=dtype)
+    step = _images_at_once(dy, columns.numel() * math.prod(dy.shape[2:]))
+    for first in range(0, dy.shape[0], step):
+        d = dy[first : first + step]
+        d = d if rows is None else select(d, rows, last)
+        product = select(view[first : first + step], columns, last).to(dtype) * d
+        total += product.sum((0, *range(2, dy.ndim)))
+    return total

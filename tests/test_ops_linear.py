@@ -1,0 +1,176 @@
+"""The selected weight gradient of linear layers against the whole dense gradient, over awkward shapes and dtypes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewtune.tuning.ops import SelectedPlaces, cpu, linear_keep, linear_selected_gradient, reference
+from fewtune.tuning.ops.linear import KEEP_SHARE
+
+# Largest error allowed, as a share of the layer's largest gradient.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+SHAPES = [
+    (12, 20, (3, 5)),
+    (7, 13, (1,)),
+    (1, 31, (6,)),
+    (29, 1, (11,)),
+    (257, 67, (2, 131)),
+    (5, 6, ()),
+    (4, 9, (0, 3)),
+]
+
+
+def uniform(neurons: int, fan_in: int, k: int, hot: int | None = None) -> SelectedPlaces:
+    """K random columns in every row, out of the first `hot` ones."""
+    hot = fan_in if hot is None else hot
+    index = torch.stack([torch.randperm(hot)[:k].sort().values for _ in range(neurons)])
+    return SelectedPlaces.of((neurons, fan_in), (torch.arange(neurons)[:, None] * fan_in + index).flatten())
+
+
+def ragged(neurons: int, fan_in: int, number: int) -> SelectedPlaces:
+    """Random connections: most rows have different numbers of them, some none."""
+    return SelectedPlaces.of((neurons, fan_in), torch.randperm(neurons * fan_in)[:number].sort().values)
+
+
+def assert_close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == torch.promote_types(dtype, torch.float32)
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    assert (got.double() - expected.double()).abs().max().item() <= TOLERANCE[dtype] * scale
+
+
+def check(places: SelectedPlaces, lead: tuple[int, ...], dtype: torch.dtype, whole: bool = False) -> None:
+    x = torch.randn(*lead, places.fan_in).to(dtype)
+    dy = torch.randn(*lead, places.neurons).to(dtype)
+    kept = linear_keep(x, places, keep_whole=whole)
+    got = linear_selected_gradient(dy, kept, places)
+    assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("neurons", "fan_in", "lead"), SHAPES)
+@pytest.mark.parametrize("k", [1, 3, "all"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_uniform_selection_matches_reference(
+    neurons: int, fan_in: int, lead: tuple[int, ...], k: int | str, dtype: torch.dtype, whole: bool
+) -> None:
+    torch.manual_seed(0)
+    number = fan_in if k == "all" else min(int(k), fan_in)
+    check(uniform(neurons, fan_in, number), lead, dtype, whole)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("neurons", "fan_in", "lead"), SHAPES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_ragged_selection_matches_reference(
+    neurons: int, fan_in: int, lead: tuple[int, ...], dtype: torch.dtype, whole: bool
+) -> None:
+    torch.manual_seed(1)
+    places = ragged(neurons, fan_in, max(1, neurons * fan_in // 7))
+    check(places, lead, dtype, whole)
+
+
+@pytest.mark.parametrize("way", [cpu.by_gather, cpu.by_product])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("selection", ["uniform", "ragged"])
+def test_every_way_and_many_blocks(
+    way: object, dtype: torch.dtype, selection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    monkeypatch.setattr(cpu, "BLOCK", 512)  # several blocks of neurons, of connections and of rows
+    places = uniform(300, 40, 3) if selection == "uniform" else ragged(300, 40, 1000)
+    x, dy = torch.randn(700, 40).to(dtype), torch.randn(700, 300).to(dtype)
+    column = places.columns if places.index is None else places.index
+    got = way(dy, x, column, places.rows)  # type: ignore[operator]
+    assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), dtype)
+
+
+def test_non_contiguous_and_expanded_gradients() -> None:
+    torch.manual_seed(3)
+    places = uniform(16, 24, 2)
+    x = torch.randn(6, 5, 24)
+    for dy in (
+        torch.randn(5, 6, 16).transpose(0, 1),
+        torch.randn(6, 5, 32)[..., ::2],
+        torch.randn(1, 1, 16).expand(6, 5, 16),
+        torch.randn(()).expand(6, 5, 16),
+    ):
+        got = linear_selected_gradient(dy, linear_keep(x, places), places)
+        assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), torch.float32)
+    x = torch.randn(24, 5, 6).permute(2, 1, 0)
+    dy = torch.randn(6, 5, 16)
+    for whole in (False, True):
+        got = linear_selected_gradient(dy, linear_keep(x, places, keep_whole=whole), places)
+        assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), torch.float32)
+
+
+def test_gradient_and_input_of_different_dtypes() -> None:
+    torch.manual_seed(4)
+    places = uniform(16, 24, 2)
+    x, dy = torch.randn(40, 24), torch.randn(40, 16).bfloat16()
+    got = linear_selected_gradient(dy, linear_keep(x, places), places)
+    assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), torch.float32)
+
+
+def test_half_inputs_are_added_in_float32() -> None:
+    # 4096 ones: a bfloat16 sum stops growing at 256.
+    places = uniform(3, 4, 1)
+    ones = torch.ones(4096, 4, dtype=torch.bfloat16)
+    got = linear_selected_gradient(ones[:, :3], linear_keep(ones, places), places)
+    assert torch.equal(got, torch.full((3, 1), 4096.0))
+
+
+def test_only_hot_columns_are_kept_and_own_their_memory() -> None:
+    x = torch.randn(10, 40)
+    few = uniform(8, 40, 2, hot=5)
+    kept = linear_keep(x, few)
+    assert kept.shape == (10, few.hot.numel())
+    assert kept.untyped_storage().nbytes() == kept.numel() * 4
+    assert torch.equal(kept, x[:, few.hot])
+    assert linear_keep(x, few, keep_whole=True) is x
+    many = uniform(40, 40, 2)
+    assert many.hot.numel() > KEEP_SHARE * 40
+    assert linear_keep(x, many) is x
+
+
+def test_places_describe_the_selection() -> None:
+    flat = torch.tensor([1, 3, 6, 9])
+    places = SelectedPlaces.of((2, 5), flat)
+    assert places.k == 2
+    assert places.nnz == 4
+    assert places.index is not None
+    assert places.index.tolist() == [[1, 3], [1, 4]]
+    assert places.hot.tolist() == [1, 3, 4]
+    assert places.slot.tolist() == [[0, 1], [0, 2]]
+    uneven = SelectedPlaces.of((3, 5), flat)
+    assert uneven.k is None
+    assert uneven.rows is not None
+    assert uneven.columns is not None
+    assert uneven.rows.tolist() == [0, 0, 1, 1]
+    assert uneven.columns.tolist() == [1, 3, 1, 4]
+    assert uneven.hot[uneven.slot].tolist() == [1, 3, 1, 4]
+
+
+def test_places_of_a_grouped_convolution_count_columns_over_all_groups() -> None:
+    # 4 neurons in 2 groups, 2 channels a group, 3 taps: neuron 2 belongs to the second group.
+    places = SelectedPlaces.of((4, 6), torch.tensor([4, 6 + 4, 12 + 4, 18 + 5]), groups=2, taps=3)
+    assert places.hot.tolist() == [4, 6 + 4, 6 + 5]
+    assert places.slot.flatten().tolist() == [0, 0, 1, 2]
+    assert places.hot_channels.tolist() == [1, 3]
+    assert places.hot_channel.tolist() == [0, 1, 1]
+    assert places.hot_tap.tolist() == [1, 1, 2]
+
+
+def test_places_copy_pickle_and_move() -> None:
+    places = uniform(6, 9, 2)
+    for other in (copy.deepcopy(places), pickle.loads(pickle.dumps(places))):
+        assert torch.equal(other.index, places.index)
+        assert torch.equal(other.hot, places.hot)
+    assert places.to("cpu") is places
+    assert places.to("meta").slot.device.type == "meta"
