@@ -1,0 +1,39 @@
+"""The Typer application with all commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fewtune.cli import delta, demo, evaluate, fit, predict, select
+
+app = typer.Typer(
+    name="fewtune",
+    help="Fine-tune pretrained vision models by changing only a few of their weights.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Fine-tune pretrained vision models by changing only a few of their weights."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"fewtune {installed('fewtune')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command("fit")(fit.fit)
+app.command("select")(select.select)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.add_typer(delta.app, name="delta")
+app.command("demo")(demo.demo)

@@ -1,0 +1,136 @@
+"""`fewtune delta inspect | export | apply | revert | diff`: what can be done with a task file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Look at a task file, apply it to a checkpoint, take it out again.", no_args_is_help=False)
+
+TaskFile = Annotated[Path, typer.Argument(help="The task file.")]
+Out = Annotated[Path, typer.Option(help="The file to write (.safetensors).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command("inspect")
+def inspect(file: TaskFile, as_json: AsJson = False) -> None:
+    """Print what a task file holds: its backbone, classes, settings, and the changes of every layer."""
+    from fewtune.cli.output import print_json, size
+    from fewtune.delta import load_delta
+
+    delta = load_delta(file)
+    selection = delta.selection()
+    facts: dict[str, Any] = {
+        "bytes": file.stat().st_size,
+        "connections": selection.connections,
+        "trained": selection.trained,
+        "buffers": len(delta.buffers),
+    }
+    if as_json:
+        print_json({"file": str(file), **facts, "metadata": delta.metadata, "per_layer": selection.per_layer()})
+        return
+    backbone = delta.metadata.get("backbone", {})
+    print(f"file        {file} ({size(facts['bytes'])})")
+    print(f"backbone    {backbone.get('source', 'not named')} at {backbone.get('image_size', '?')} px")
+    print(f"classes     {', '.join(delta.metadata.get('class_names', [])) or 'not named'}")
+    print(f"method      {delta.metadata.get('method', 'not named')}, data {delta.metadata.get('data', 'not named')}")
+    print(selection.summary())
+
+
+@app.command("export")
+def export(file: TaskFile, out: Out, as_json: AsJson = False) -> None:
+    """Write the tuned model as a plain checkpoint, which timm (or its own library) loads strictly."""
+    import logging
+
+    from fewtune.cli.output import print_json
+    from fewtune.training.checkpoints import export as run
+
+    _must_be_safetensors(out)
+    backbone = run(file, out, logging.getLogger("fewtune").info)
+    described = backbone.describe()
+    if as_json:
+        print_json({"file": str(out), "backbone": described})
+    else:
+        print(f"{out}: {described['source']}, {backbone.num_classes} classes, {backbone.image_size} px")
+
+
+@app.command("apply")
+def apply(
+    file: TaskFile, checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the backbone.")], out: Out
+) -> None:
+    """Write a checkpoint with the task in it from one without; refused where it is of another backbone."""
+    from fewtune.training.checkpoints import apply_to_checkpoint
+
+    _must_be_safetensors(out)
+    apply_to_checkpoint(file, checkpoint, out)
+    print(out)
+
+
+@app.command("revert")
+def revert(
+    file: TaskFile,
+    tuned: Annotated[Path, typer.Argument(help="A checkpoint with the task in it.")],
+    out: Out,
+    backbone: Annotated[Path | None, typer.Option(help="The backbone's checkpoint; left out, it is loaded.")] = None,
+) -> None:
+    """Write the backbone again from a checkpoint with the task in it; the overwritten values come from the backbone."""
+    import logging
+
+    from fewtune.training.checkpoints import revert_checkpoint
+
+    _must_be_safetensors(out)
+    revert_checkpoint(file, tuned, out, backbone, logging.getLogger("fewtune").info)
+    print(out)
+
+
+@app.command("diff")
+def diff(first: TaskFile, second: TaskFile, as_json: AsJson = False) -> None:
+    """Compare two tasks of one backbone: connections that both changed, and by how much they differ there."""
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.delta import load_delta
+
+    a, b = load_delta(first), load_delta(second)
+    rows = [_difference(name, a, b) for name in {**a.positions, **b.positions}]
+    if as_json:
+        print_json({"same": a == b, "tensors": rows})
+        return
+    print_table(
+        [
+            {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+            for row in rows
+        ]
+    )
+    print("the two files hold the same task" if a == b else "the two tasks differ")
+
+
+def _difference(name: str, a: Any, b: Any) -> dict[str, Any]:
+    """Counts of changed entries in each file and in both, and the largest difference of the new values there."""
+    import torch
+
+    sides = []
+    for delta in (a, b):
+        values = {**delta.values, **delta.whole, **delta.buffers}.get(name)
+        position = delta.positions.get(name)
+        if values is None:
+            sides.append((torch.empty(0, dtype=torch.int64), torch.empty(0)))
+        else:
+            flat = values.reshape(-1)
+            sides.append((torch.arange(len(flat)) if position is None else position, flat))
+    (places_a, values_a), (places_b, values_b) = sides
+    in_a, in_b = torch.isin(places_a, places_b), torch.isin(places_b, places_a)
+    shared_a, shared_b = values_a[in_a][places_a[in_a].argsort()], values_b[in_b][places_b[in_b].argsort()]
+    largest = float((shared_a.double() - shared_b.double()).abs().max()) if len(shared_a) else 0.0
+    return {
+        "tensor": name,
+        "first": len(places_a),
+        "second": len(places_b),
+        "both": int(in_a.sum()),
+        "largest difference": largest,
+    }
+
+
+def _must_be_safetensors(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"--out must end in .safetensors, got {out}")

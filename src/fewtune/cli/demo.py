@@ -1,0 +1,7 @@
+"""`fewtune demo`."""
+
+from __future__ import annotations
+
+
+def demo() -> None:
+    """Placeholder"""

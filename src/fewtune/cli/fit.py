@@ -1,0 +1,64 @@
+"""`fewtune fit`: from labelled images to a run folder with a task file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def fit(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="YAML files, and key=value settings such as lr=1e-3 k=2 epochs=30.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="timm:NAME, hf:ID, torchvision:NAME, file:PATH, demo:NAME")] = None,
+    data: Annotated[str | None, typer.Option(help="A folder of class folders, a CSV file, a data set's name")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; left out, runs/DATA-METHOD")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in the folder.")] = False,
+    search: Annotated[bool, typer.Option("--search", help="First choose lr and k on validation images.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Select, train, test once, and write a run folder with the task file."""
+    from fewtune.config import read_recipe
+    from fewtune.training import fit as run
+    from fewtune.training.trainer import is_main
+
+    files, overrides = split_settings(settings)
+    recipe = None
+    if not (resume and model is None and data is None and not files and not overrides):
+        recipe = read_recipe(files, overrides, model=model, data=data)
+    if out is None:
+        if recipe is None:
+            raise typer.BadParameter("--resume needs --out, the folder of the run")
+        out = Path("runs") / f"{Path(recipe.data).name.replace(':', '-')}-{recipe.method}"
+    result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
+    if is_main():
+        show(result.metrics, result.folder.path, as_json)
+
+
+def split_settings(settings: list[str] | None) -> tuple[list[str], list[str]]:
+    """YAML files, and key=value settings."""
+    given = settings or []
+    return [item for item in given if "=" not in item], [item for item in given if "=" in item]
+
+
+def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """A run's result on stdout."""
+    from fewtune.cli.output import percent, print_json, print_table, size
+
+    if as_json:
+        print_json({"folder": str(folder), **metrics})
+        return
+    values = {
+        "method": metrics["method"],
+        "trained parameters": f"{metrics['trained']:,}",
+        "% of the backbone": f"{metrics['percent_of_backbone']:.3f}",
+        "validation accuracy": f"{100 * metrics['validation']['accuracy']:.1f} %",
+        "test accuracy, 95 % interval": percent(metrics["test"]["accuracy"]) if "test" in metrics else "no test images",
+        "seconds": f"{metrics['seconds']:.0f}",
+        "peak memory": size(metrics["peak_memory_bytes"]),
+        "task file": f"{folder / 'delta.safetensors'} ({size(metrics['delta_bytes'])})",
+    }
+    print_table([{"result": key, "": value} for key, value in values.items()])

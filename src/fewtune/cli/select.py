@@ -1,0 +1,41 @@
+"""`fewtune select`: which connections would be trained, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def select(
+    settings: Annotated[list[str] | None, typer.Argument(help="YAML files and key=value settings.")] = None,
+    model: Annotated[str | None, typer.Option(help="As in `fewtune fit`.")] = None,
+    data: Annotated[str | None, typer.Option(help="As in `fewtune fit`.")] = None,
+    out: Annotated[Path, typer.Option(help="The selection's file.")] = Path("selection.safetensors"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was selected as JSON.")] = False,
+) -> None:
+    """Score all connections, choose, save the selection and print where it lies.
+
+    `fewtune fit selection=FILE` trains it.
+    """
+    from fewtune.cli.fit import split_settings
+    from fewtune.cli.output import print_json
+    from fewtune.config import read_recipe
+    from fewtune.training.probabilities import pick_device
+    from fewtune.training.protocol import prepare
+    from fewtune.training.selecting import choose, score
+
+    files, overrides = split_settings(settings)
+    recipe = read_recipe(files, overrides, model=model, data=data)
+    work = prepare(recipe)
+    scores = score(recipe, work.backbone, work.data.train, pick_device(recipe.accelerator))
+    selection = choose(recipe, scores)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    selection.save(out)
+    if as_json:
+        numbers = {"connections": selection.connections, "trained": selection.trained, "fraction": selection.fraction}
+        print_json({"file": str(out), **numbers, "per_layer": selection.per_layer()})
+    else:
+        print(selection.summary())
+        print(f"saved: {out}")

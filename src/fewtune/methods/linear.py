@@ -1,0 +1,113 @@
+"""The linear probe: the head is fitted to convergence on the features of the frozen backbone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import ModelError, TuningError
+from fewtune.neurons import describe
+from fewtune.selection import Selection
+
+REGULARISATION = tuple(10.0**power for power in np.arange(-5, 2.5, 0.5))
+"""C of scikit-learn's logistic regression that are tried: inverse strengths, from strong to weak."""
+
+ITERATIONS = 5000
+NEVER = -1e4  # the logit's offset of a class without training images
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the head is given, [N, width], and the labels, [N]."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe: the head's weight [C, width] and bias [C], and how its regularisation was chosen."""
+
+    weight: Tensor
+    bias: Tensor
+    regularisation: float
+    accuracies: dict[float, float]
+
+
+def linear(model: nn.Module, head: tuple[str, ...]) -> Selection:
+    """No connection and no bias: the head alone."""
+    return Selection(describe(model, head), {}, {})
+
+
+def linear_head(model: nn.Module, head: tuple[str, ...]) -> nn.Linear:
+    """The model's head where it is one linear layer with a bias; ModelError where it is something else."""
+    layers = [module for name in head for module in model.get_submodule(name).modules() if not list(module.children())]
+    layers = [layer for layer in layers if list(layer.parameters())]
+    if len(layers) != 1 or not isinstance(layers[0], nn.Linear) or layers[0].bias is None:
+        raise ModelError(
+            f"a linear probe needs a head of one Linear layer with a bias, got {layers}; use another method"
+        )
+    return layers[0]
+
+
+@torch.no_grad()
+def head_features(model: nn.Module, layer: nn.Linear, batches: Iterable, device: torch.device) -> Features:
+    """Run `batches` of (images, labels, ...) through the model and keep exactly what the head is given."""
+    seen: list[Tensor] = []
+    labels: list[Tensor] = []
+    model.eval()
+    with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())):
+        for batch in batches:
+            model(batch[0].to(device))
+            labels.append(batch[1])
+    inputs = torch.cat(seen)
+    if inputs.ndim != 2:
+        raise ModelError(f"a linear probe needs a head that is given [images, width], got {tuple(inputs.shape)}")
+    return Features(inputs, torch.cat(labels))
+
+
+def fit_probe(train: Features, val: Features, classes: int) -> Probe:
+    """Converged multinomial logistic regression (L-BFGS) on standardised features.
+
+    The regularisation is the one with the best validation accuracy; of equals the one with the lower validation
+    loss. Raises TuningError where a fit does not converge.
+    """
+    mean, scale = train.inputs.mean(0), train.inputs.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    x, v = ((features.inputs - mean) / scale for features in (train, val))
+    best, accuracies = None, {}
+    for c in REGULARISATION:
+        weight, bias = _logistic_regression(x, train.labels, c, classes)
+        logits = v @ weight.T + bias
+        accuracy = float((logits.argmax(1) == val.labels).float().mean())
+        loss = float(nn.functional.cross_entropy(logits, val.labels))
+        accuracies[c] = accuracy
+        if best is None or (accuracy, -loss) > best[0]:
+            best = (accuracy, -loss), c, weight / scale, bias - (weight / scale) @ mean
+    assert best is not None
+    return Probe(best[2], best[3], best[1], accuracies)
+
+
+def _logistic_regression(x: Tensor, labels: Tensor, c: float, classes: int) -> tuple[Tensor, Tensor]:
+    """Weight [C, width] and bias [C] for standardised inputs."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model = LogisticRegression(C=c, max_iter=ITERATIONS).fit(x.double().numpy(), labels.numpy())
+        except ConvergenceWarning:
+            raise TuningError(f"the linear probe with C={c:g} did not converge in {ITERATIONS} iterations") from None
+    rows, offsets = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # one row for the difference of the two classes
+        rows, offsets = np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
+    weight, bias = torch.zeros(classes, x.shape[1]), torch.full((classes,), NEVER)
+    seen = torch.as_tensor(model.classes_)
+    weight[seen], bias[seen] = torch.as_tensor(rows).float(), torch.as_tensor(offsets).float()
+    return weight, bias

@@ -1,0 +1,97 @@
+"""Batches whose order and augmentation depend on (seed, epoch, image) alone.
+
+So a resumed run, any number of loading workers and any number of processes see the very same images.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class EpochSampler(DistributedSampler):
+    """Yields (epoch, index); shuffled by seed + epoch, and dealt out to `num_replicas` processes."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        for index in super().__iter__():
+            yield self.epoch, index
+
+
+class SeededImages(Dataset):
+    """A split whose items are (image, label, index), with all randomness fixed by (seed, epoch, index)."""
+
+    def __init__(self, split: Any, seed: int) -> None:
+        self.split = split
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, int]:
+        epoch, index = key
+        with seeded(self.seed, epoch, index):
+            image, label = self.split[index]
+        return image, label, index
+
+
+def seed_all(*key: int) -> None:
+    """torch (every device), NumPy and Python draw from now on from a state that is a function of `key`."""
+    seed = seed_of(*key)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def seed_of(*key: int) -> int:
+    """A 32-bit seed from several numbers; near keys give unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Within the block, torch, NumPy and Python draw from a state that is a function of `key`; then as before."""
+    seed = seed_of(*key)
+    own = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(own[0])
+        np.random.set_state(own[1])
+        random.setstate(own[2])
+
+
+def image_loader(
+    split: Any,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = False,
+    workers: int = 0,
+    world: int = 1,
+    rank: int = 0,
+) -> DataLoader:
+    """Batches (images, labels, indices) of a split, this process's share of them.
+
+    Shares of several processes have equal length; the last ones repeat an image where the split does not divide,
+    and the indices tell which.
+    """
+    sampler = EpochSampler(split, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+    sampler.set_epoch(epoch)
+    return DataLoader(
+        SeededImages(split, seed),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,258 @@
+"""The Lightning module of every method: loss, schedule, averaging, validation, and a compact state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtune.config import Recipe
+from fewtune.errors import FewtuneError
+from fewtune.models import logits
+from fewtune.training.averaging import Average
+from fewtune.training.loaders import image_loader, seed_all
+from fewtune.training.schedule import learning_rate
+
+SHOWN_FILES = 8
+
+
+class NonFiniteLoss(FewtuneError):
+    """The loss became infinite or not a number."""
+
+
+class Classifier(pl.LightningModule):
+    """Trains what a tuner trains, and knows nothing of how it was chosen.
+
+    `attach(module)` is called once the processes are connected and gives the tuner: an object with `parameters()`,
+    `param_groups(lr=, head_lr=)`, `state_dict()`, `load_state_dict()` and `sync()`. `train` and `val` are splits with
+    their transforms. The module's state is the tuner's (compact), so checkpoints hold no frozen weight.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train: Any,
+        val: Any,
+        classes: int,
+        attach: Callable[[Classifier], Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.splits = {"train": train, "val": val}
+        self.attach = attach
+        self.tuner: Any = None
+        self.average: Average | None = None
+        self.best: dict[str, Any] | None = None
+        self.history: list[dict[str, float]] = []
+        self.mix = _mixing(recipe, classes)
+        weights = _class_weights(train.labels, classes) if recipe.class_weights == "balanced" else None
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._train_loss: list[Tensor] = []
+        self._averaged = ExitStack()
+
+    # -- set-up
+
+    def setup(self, stage: str) -> None:
+        """Attach the tuner, unless that is done."""
+        if self.tuner is None:
+            self.tuner = self.attach(self)
+            if self.recipe.ema is not None:
+                self.average = Average(self.tuner, self.recipe.ema)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return logits(self.model(images))
+
+    def _loader(self, which: str, shuffle: bool) -> Any:
+        return image_loader(
+            self.splits[which],
+            self.recipe.batch_size,
+            seed=self.recipe.seed,
+            epoch=self.trainer.current_epoch if shuffle else 0,
+            shuffle=shuffle,
+            workers=self.recipe.workers,
+            world=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+        )
+
+    def train_dataloader(self) -> Any:
+        """This process's share of the training images."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """This process's share of the validation images."""
+        return self._loader("val", shuffle=False)
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimiser over the tuner's groups, and a learning rate for every step."""
+        recipe = self.recipe
+        groups = self.tuner.param_groups(lr=recipe.lr, head_lr=recipe.head_lr)
+        optimizer = _optimizer(recipe, groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = steps * recipe.warmup // recipe.epochs
+
+        def factor(peak: float) -> Callable[[int], float]:
+            ends = {"start": recipe.warmup_lr, "end": recipe.min_lr}
+            return lambda step: learning_rate(step, peak=peak, steps=steps, warmup=warmup, **ends) / peak
+
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(peak) for peak in peaks])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- training
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout, drop path and mixing of an epoch draw from its own seed, so a resumed run draws the same."""
+        seed_all(self.recipe.seed, self.current_epoch, self.trainer.global_rank)
+        self._train_loss = []
+        self._started = time.perf_counter()
+
+    def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        images, labels, indices = batch
+        targets = labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
+        loss = F.cross_entropy(
+            self(images), targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
+        )
+        self._must_be_finite(loss, "train", indices)
+        self._train_loss.append(loss.detach())
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step, then one of the average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.tuner)
+
+    def on_train_epoch_end(self) -> None:
+        """One line of the history."""
+        scores = self._scores
+        entry = {
+            "epoch": self.current_epoch,
+            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": float(self._everyones(torch.stack(self._train_loss)).mean()),
+            "val_loss": scores["loss"],
+            "val_accuracy": scores["accuracy"],
+            "seconds": time.perf_counter() - self._started,
+        }
+        self.history.append(entry)
+        self.log_dict({key: float(value) for key, value in entry.items() if key != "epoch"}, rank_zero_only=True)
+
+    def _must_be_finite(self, loss: Tensor, which: str, indices: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        names = [str(self.splits[which].names[i]) for i in indices.tolist()]
+        shown = ", ".join(names[:SHOWN_FILES]) + (f" and {len(names) - SHOWN_FILES} more" if len(names) > 8 else "")
+        kept = f"the state after epoch {self.history[-1]['epoch']} is kept" if self.history else "nothing was learnt"
+        raise NonFiniteLoss(
+            f"the loss became {loss.item()} in epoch {self.current_epoch} on the images {shown}; {kept}; "
+            f"try a smaller lr than {self.recipe.lr:g}, a clip, or precision=32, and look at these images"
+        )
+
+    # -- validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Where weights are averaged, the averaged ones are judged and kept."""
+        self._seen = []
+        if self.average is not None:
+            self._averaged.enter_context(self.average.in_place_of(self.tuner))
+
+    def validation_step(self, batch: Sequence[Tensor], batch_index: int) -> None:
+        """Keep loss and hit of every image, with its index."""
+        images, labels, indices = batch
+        scores = self(images).float()
+        loss = F.cross_entropy(scores, labels, reduction="none")
+        self._must_be_finite(loss.sum(), "val", indices)
+        self._seen.append((indices, loss, (scores.argmax(1) == labels).float()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy over all processes, every image counted once; keep the best epoch, of equals the lower loss."""
+        columns = [torch.cat(column) for column in zip(*self._seen, strict=True)]
+        indices, loss, hits = (self._everyones(column) for column in columns)
+        once = torch.zeros(len(self.splits["val"]), 2)
+        once[indices] = torch.stack([loss, hits], dim=1)
+        mean_loss, accuracy = once.mean(dim=0).tolist()
+        self._scores = {"loss": mean_loss, "accuracy": accuracy}
+        if self.best is None or (accuracy, -mean_loss) > (self.best["accuracy"], -self.best["loss"]):
+            self.best = {"epoch": self.current_epoch, "state": _kept(self.tuner.state_dict()), **self._scores}
+        self._averaged.close()
+        self.log("accuracy", accuracy, prog_bar=True, logger=False, rank_zero_only=True)
+
+    def _everyones(self, values: Tensor) -> Tensor:
+        """Equally many values of all processes, [processes * N], on the CPU."""
+        gathered = self.all_gather(values)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten().cpu()
+
+    # -- state
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What is trained, and nothing that is frozen."""
+        return self.tuner.state_dict()
+
+    def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
+        """Go on from a compact state."""
+        self.tuner.load_state_dict(state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Average, best-so-far and history: plain tensors, dicts, lists and numbers."""
+        average = None if self.average is None else self.average.state_dict()
+        checkpoint["fewtune"] = {"average": average, "best": self.best, "history": self.history}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The counterpart of `on_save_checkpoint`."""
+        own = checkpoint["fewtune"]
+        self.best, self.history = own["best"], own["history"]
+        if self.average is not None:
+            self.average.load_state_dict(own["average"])
+
+    def load_best(self) -> None:
+        """Put the best epoch's values into the model."""
+        assert self.best is not None
+        self.tuner.load_state_dict(self.best["state"])
+
+
+def _kept(state: Any) -> Any:
+    """A copy on the CPU of a state of nested dicts and tensors."""
+    if isinstance(state, Tensor):
+        return state.detach().cpu().clone()
+    return {key: _kept(value) for key, value in state.items()}
+
+
+def _optimizer(recipe: Recipe, groups: list[dict]) -> torch.optim.Optimizer:
+    match recipe.optimizer:
+        case "adam":
+            return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def _mixing(recipe: Recipe, classes: int) -> Callable | None:
+    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019); one of them at random where both are on."""
+    from torchvision.transforms import v2
+
+    mixes: list[nn.Module] = []
+    if recipe.mixup:
+        mixes.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
+    if recipe.cutmix:
+        mixes.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
+    return v2.RandomChoice(mixes) if mixes else None
+
+
+def _class_weights(labels: Sequence[int], classes: int) -> Tensor:
+    """images / (classes * count): every class weighs the same in total; a class without images weighs 0."""
+    counts = torch.bincount(torch.tensor(labels), minlength=classes)
+    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 0.0)

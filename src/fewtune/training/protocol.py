@@ -1,0 +1,229 @@
+"""`fit`: from a recipe to a run folder with a task file.
+
+Validation images are split off the training images, the best epoch by validation accuracy is kept (of equals the one
+with the lower validation loss), and the test set is read once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from fewtune.config import Recipe
+from fewtune.data import ImageData, Split, eval_transform, load_data, train_transform
+from fewtune.errors import ConfigError, DataError
+from fewtune.metrics import report
+from fewtune.models import Backbone, load_backbone
+from fewtune.training.files import csv_text, write_json, write_text
+from fewtune.training.folder import RunFolder, draw_curves
+from fewtune.training.loaders import image_loader, seed_all
+from fewtune.training.measure import file_size, peak_memory
+from fewtune.training.module import Classifier, NonFiniteLoss
+from fewtune.training.probabilities import pick_device, prediction_rows, probabilities, write_predictions
+from fewtune.training.task import describe_task
+from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
+from fewtune.training.tuners import fit_linear, make_tuner
+
+log = logging.getLogger("fewtune")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, and what stands in its metrics.json."""
+
+    folder: RunFolder
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a recipe was turned into: images with their transforms, and the backbone with a fresh head."""
+
+    recipe: Recipe
+    data: ImageData
+    backbone: Backbone
+
+    @property
+    def train(self) -> Split:
+        """Training images as the recipe shows them."""
+        return self.data.train.with_transform(train_transform(self.recipe.augment, self.backbone))
+
+    def fresh_model(self) -> nn.Module:
+        """The untouched model once more."""
+        return fresh_backbone(self.recipe, self.data).model
+
+    def evaluated(self, split: Split) -> Split:
+        """Images of a split as they are evaluated."""
+        return split.with_transform(eval_transform(self.recipe.augment, self.backbone))
+
+
+def fit(
+    recipe: Recipe | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, search: bool = False
+) -> Result:
+    """Select, train, test once, and write the run folder `out`.
+
+    Args:
+        recipe: the settings; None with `resume` takes those of the run that lies in `out`.
+        resume: go on after the last finished epoch; on a CPU the numbers are those of an uninterrupted run.
+        overwrite: throw away the run that lies in `out`.
+        search: first choose lr, k (and drop path) on validation images, see `fewtune.training.search`.
+
+    Raises:
+        FewtuneError: of the kind that says what the user can mend; nothing is written before model and data are good.
+        OSError: the folder cannot be written.
+    """
+    folder, main = RunFolder(Path(out)), is_main()
+    if main:
+        folder.check(resume=resume, overwrite=overwrite)
+    begun = folder.config.exists() and (resume or (search and not main))
+    if begun:
+        recipe = folder.resumed(recipe, searched=search)
+    if recipe is None:
+        raise ConfigError(f"{folder.path} holds no run to resume; say --model and --data to begin one")
+    if begun and folder.metrics.exists():
+        log.info("%s is complete already", folder.path)
+        return Result(folder, json.loads(folder.metrics.read_text(encoding="utf-8")))
+    seed_all(recipe.seed)
+    work = prepare(recipe)
+    if search and not begun:
+        from fewtune.training.search import search_recipe
+
+        found = search_recipe(work)
+        recipe = found.best
+        work = replace(work, recipe=recipe, backbone=fresh_backbone(recipe, work.data))
+    if main and not begun:
+        folder.begin(recipe)
+        if search:
+            write_text(folder.search, csv_text(found.rows))
+    return _run(work, folder)
+
+
+def prepare(recipe: Recipe) -> Work:
+    """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    data = load_data(
+        recipe.data,
+        seed=recipe.seed,
+        val_fraction=recipe.val_fraction,
+        test_fraction=recipe.test_fraction,
+        limit_train=recipe.limit_train,
+        limit_test=recipe.limit_test,
+        progress=log.info,
+    )
+    if data.val is None:
+        raise DataError(f"{data.name} has too few training images to split validation images off")
+    data.check()
+    log.info("%s", data.summary())
+    backbone = fresh_backbone(recipe, data)
+    if recipe.cache:
+        size, how = backbone.image_size, backbone.interpolation
+        kept: dict[str, Any] = {
+            name: split.cached(size, square=True, interpolation=how) for name, split in data.splits.items()
+        }
+        data = replace(data, **kept)
+    return Work(recipe, data, backbone)
+
+
+def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
+    """The recipe's backbone with a new head for the data's classes; the same on every call."""
+    return load_backbone(
+        recipe.model,
+        num_classes=data.num_classes,
+        image_size=recipe.image_size,
+        pretrained=recipe.pretrained,
+        drop_path=recipe.drop_path,
+        architecture=recipe.arch,
+        seed=recipe.seed,
+        progress=log.info,
+    )
+
+
+def _run(work: Work, folder: RunFolder) -> Result:
+    recipe, started = work.recipe, time.perf_counter()
+    if recipe.method == "linear":
+        tuner, chosen = fit_linear(work)
+        history: list[dict[str, float]] = []
+    else:
+        module = train(work, folder)
+        tuner, history = module.tuner, module.history
+        chosen = {key: module.best[key] for key in ("epoch", "accuracy", "loss")} if module.best else {}
+    metrics = {
+        "method": recipe.method,
+        "model": recipe.model,
+        "data": recipe.data,
+        "seed": recipe.seed,
+        "trained": tuner.trained,
+        "backbone_parameters": tuner.backbone_parameters,
+        "percent_of_backbone": 100 * tuner.trained / tuner.backbone_parameters,
+        "validation": chosen,
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak_memory(),
+    }
+    if is_main():
+        metrics = _finish(work, folder, tuner, history, metrics)
+    return Result(folder, metrics)
+
+
+def train(work: Work, folder: RunFolder) -> Classifier:
+    """Train with Lightning, from the folder's checkpoint where there is one, and load the best epoch."""
+    module = Classifier(
+        work.backbone.model,
+        work.recipe,
+        work.train,
+        work.evaluated(work.data.val),  # type: ignore[arg-type]
+        work.data.num_classes,
+        attach=lambda own: make_tuner(work, folder, own.trainer.strategy),
+    )
+    logger = TensorBoardLogger(folder.path, name="tensorboard", version="")
+    callbacks: list[Any] = [SaveEpochs(folder.checkpoint, folder.history)]
+    trainer = build_trainer(work.recipe, folder.path, callbacks=callbacks, logger=logger)
+    checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except NonFiniteLoss:
+        if module.best is not None and trainer.is_global_zero:
+            module.load_best()
+            _save_delta(work, folder, module.tuner, {"epoch": module.best["epoch"]})
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    module.load_best()
+    return module
+
+
+def _finish(
+    work: Work, folder: RunFolder, tuner: Any, history: list[dict[str, float]], metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """Save the task file, read the test set once, and write what came out; metrics.json last."""
+    _save_delta(work, folder, tuner, metrics["validation"])
+    metrics["delta_bytes"] = file_size(folder.delta)
+    test = work.data.test
+    if test is not None:
+        loader = image_loader(work.evaluated(test), work.recipe.batch_size, workers=work.recipe.workers)
+        device = pick_device(work.recipe.accelerator)
+        found, labels = probabilities(work.backbone.model, loader, device, "test")
+        metrics["test"] = report(found, labels, work.data.class_names).to_json()
+        write_predictions(folder.predictions, prediction_rows(test.names, found, work.data.class_names, test.labels))
+    if history:
+        metrics["training_seconds"] = sum(entry["seconds"] for entry in history)
+        draw_curves(history, folder.curves)
+    flat = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
+    flat |= {f"validation_{key}": value for key, value in metrics["validation"].items() if not isinstance(value, dict)}
+    if test is not None:
+        flat |= {f"test_accuracy_{key}": value for key, value in metrics["test"]["accuracy"].items()}
+    write_text(folder.metrics.with_suffix(".csv"), csv_text([flat]))
+    write_json(folder.metrics, metrics)
+    return metrics
+
+
+def _save_delta(work: Work, folder: RunFolder, tuner: Any, chosen: dict[str, Any]) -> None:
+    metadata = describe_task(work.recipe, work.backbone, work.data.class_names, validation=chosen)
+    with torch.no_grad():
+        tuner.delta(metadata).save(folder.delta)

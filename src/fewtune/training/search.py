@@ -1,0 +1,113 @@
+"""Learning rate x K (x drop path), each pair one short run judged on validation images; the test set is not read."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewtune.config import Recipe
+from fewtune.errors import ConfigError
+from fewtune.methods.bias import bias
+from fewtune.methods.full import Full
+from fewtune.training.module import Classifier, NonFiniteLoss
+from fewtune.training.probabilities import pick_device
+from fewtune.training.selecting import choose, score
+from fewtune.training.trainer import build_trainer
+from fewtune.tuning import attach
+
+if TYPE_CHECKING:
+    from fewtune.training.protocol import Work
+
+log = logging.getLogger("fewtune")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The recipe with the best pair, and a row for every pair that was tried."""
+
+    best: Recipe
+    rows: list[dict[str, Any]]
+
+
+def search_recipe(work: Work) -> Found:
+    """Try every pair for `search_epochs` epochs; the best by validation accuracy, of equals by the lower loss.
+
+    For gps the importance pass is made once and all selections are taken from its scores. A pair whose loss is not
+    finite loses. Raises ConfigError where there is nothing to search, or in a run of several processes.
+    """
+    recipe = work.recipe
+    if recipe.method == "linear":
+        raise ConfigError("a linear probe has no learning rate or K to search; leave --search out")
+    if recipe.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--search runs in one process; search on one machine, then train with what it found")
+    scores = None
+    if recipe.method == "gps":
+        if recipe.selection is not None:
+            raise ConfigError("--search makes selections of its own; leave selection= out")
+        scores = score(recipe, work.backbone, work.data.train, pick_device(recipe.accelerator))
+    rows, candidates, started = [], list(_candidates(recipe)), time.perf_counter()
+    for number, candidate in enumerate(candidates, 1):
+        rows.append({**_searched(candidate), **_try(work, candidate, scores), "epochs": candidate.epochs})
+        log.info("search %d of %d: %s", number, len(candidates), _line(rows[-1]))
+        if number == 1 and len(candidates) > 1:
+            minutes = (time.perf_counter() - started) * (len(candidates) - 1) / 60
+            log.info("about %.1f minutes for the rest of the search", minutes)
+    best = max(range(len(rows)), key=lambda i: (rows[i]["val_accuracy"], -rows[i]["val_loss"]))
+    log.info("best: %s", _line(rows[best]))
+    return Found(recipe.changed(**_searched(candidates[best])), rows)
+
+
+def _candidates(recipe: Recipe) -> Iterator[Recipe]:
+    ks: tuple[float | None, ...] = recipe.search_k if recipe.method == "gps" else (recipe.k,)
+    drops = recipe.search_drop_path or (recipe.drop_path,)
+    for k, lr, drop_path in itertools.product(ks, recipe.search_lr, drops):
+        budget = None if recipe.method == "gps" else recipe.budget
+        yield recipe.changed(
+            k=k, budget=budget, lr=lr, drop_path=drop_path, epochs=recipe.search_epochs, warmup_epochs=None,
+            devices=1, strategy="auto",
+        )  # fmt: skip
+
+
+def _searched(recipe: Recipe) -> dict[str, Any]:
+    return {"lr": recipe.lr, "k": recipe.k, "budget": recipe.budget, "drop_path": recipe.drop_path}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in row.items() if value is not None)
+
+
+def _try(work: Work, recipe: Recipe, scores: Any) -> dict[str, float]:
+    """Validation accuracy and loss of one short run from a fresh backbone."""
+    from fewtune.training.protocol import fresh_backbone
+
+    short = replace(work, recipe=recipe, backbone=fresh_backbone(recipe, work.data))
+    model, head = short.backbone.model, short.backbone.head
+
+    def tuner(_: Classifier) -> Any:
+        match recipe.method:
+            case "gps":
+                return attach(model, choose(recipe, scores))
+            case "bias":
+                return attach(model, bias(model, head))
+            case _:
+                return Full(model, head, original=short.fresh_model)
+
+    assert work.data.val is not None
+    module = Classifier(model, recipe, short.train, short.evaluated(work.data.val), work.data.num_classes, tuner)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(recipe, Path(folder), callbacks=[], quiet=True)
+        try:
+            trainer.fit(module)
+        except NonFiniteLoss:
+            return {"val_accuracy": 0.0, "val_loss": float("inf")}
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    assert module.best is not None
+    return {"val_accuracy": module.best["accuracy"], "val_loss": module.best["loss"]}

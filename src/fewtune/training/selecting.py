@@ -1,0 +1,50 @@
+"""From a recipe and its training images to scores and a selection."""
+
+from __future__ import annotations
+
+import torch
+
+from fewtune.config import Recipe
+from fewtune.data.split import Split
+from fewtune.data.transforms import two_views
+from fewtune.importance import (
+    CrossEntropy,
+    Scores,
+    SupCon,
+    gradient_importance,
+    magnitude_importance,
+    random_importance,
+)
+from fewtune.models import Backbone
+from fewtune.selection import Selection, select
+from fewtune.training.loaders import image_loader
+from fewtune.training.progress import shown
+
+
+def score(recipe: Recipe, backbone: Backbone, train: Split, device: torch.device) -> Scores:
+    """Scores of all connections; for importance "gradient" one pass over the training images, in two views each."""
+    match recipe.importance:
+        case "magnitude":
+            return magnitude_importance(backbone.model, head=backbone.head)
+        case "random":
+            return random_importance(backbone.model, recipe.seed, head=backbone.head)
+    views = train.with_transform(two_views(backbone))
+    loader = image_loader(views, recipe.batch_size, seed=recipe.seed, shuffle=True, workers=recipe.workers)
+    batches = ((images, labels) for images, labels, _ in shown(loader, "importance", len(loader)))
+    objective = SupCon(recipe.temperature) if recipe.objective == "supcon" else CrossEntropy()
+    return gradient_importance(backbone.model.to(device), batches, objective, backbone.head)
+
+
+def choose(recipe: Recipe, scores: Scores) -> Selection:
+    """The selection that a recipe asks for."""
+    return select(
+        scores,
+        k=recipe.per_neuron,
+        budget=recipe.budget,
+        granularity=recipe.granularity,
+        bias=recipe.bias,
+        scale=recipe.scale,
+        norm=recipe.norm,
+        relative_position=recipe.relative_position,
+        exclude=recipe.exclude,
+    )

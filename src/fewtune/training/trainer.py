@@ -1,0 +1,132 @@
+"""The one place that builds a Lightning Trainer, and the few callbacks that it carries."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from fewtune.config import Recipe
+from fewtune.files import write_bytes
+from fewtune.training.files import csv_text, write_json, write_text
+from fewtune.training.module import Classifier
+
+log = logging.getLogger("fewtune")
+TIMED_STEPS = slice(1, 4)  # the first step warms caches up
+
+
+class SafeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or absent, and are read without unpickling any code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a file beside `path`, then move it into place."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
+        """Tensors, dicts, lists and numbers only."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+class SaveEpochs(Checkpoint):
+    """After every epoch: the checkpoint to resume from, and the history as CSV and JSON."""
+
+    def __init__(self, checkpoint: Path, history: Path) -> None:
+        self.checkpoint, self.history = checkpoint, history
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Runs after the module has added its line to the history."""
+        assert isinstance(module, Classifier)
+        trainer.save_checkpoint(self.checkpoint)
+        if trainer.is_global_zero:
+            write_text(self.history.with_suffix(".csv"), csv_text(module.history))
+            write_json(self.history.with_suffix(".json"), module.history)
+
+
+class TimeEstimate(Callback):
+    """Says after a few steps about how long the run will take."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Stop it, and speak once."""
+        self.seconds.append(time.perf_counter() - self.started)
+        timed = self.seconds[TIMED_STEPS]
+        if len(self.seconds) == TIMED_STEPS.stop and trainer.is_global_zero:
+            epochs = (trainer.max_epochs or 0) - trainer.current_epoch
+            steps = epochs * trainer.num_training_batches
+            minutes = steps * sum(timed) / len(timed) / 60
+            log.info("about %.1f minutes for %d epochs of %d steps", minutes, epochs, trainer.num_training_batches)
+
+
+class EpochLines(Callback):
+    """One line an epoch where no terminal shows a progress bar."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Loss and accuracy of the epoch."""
+        scores = getattr(module, "_scores", None)
+        if trainer.is_global_zero and scores is not None:
+            log.info(
+                "epoch %d of %s: validation accuracy %.4f, loss %.4f",
+                trainer.current_epoch + 1, trainer.max_epochs, scores["accuracy"], scores["loss"],
+            )  # fmt: skip
+
+
+def build_trainer(
+    recipe: Recipe, folder: Path, *, callbacks: list[Callback], logger: Any = False, quiet: bool = False
+) -> pl.Trainer:
+    """The Trainer of a recipe; accelerator, devices, nodes, strategy and precision go to Lightning as they are."""
+    quiet_lightning()
+    terminal = sys.stderr.isatty() and not quiet
+    shown: list[Callback] = [] if quiet else [TimeEstimate(), EpochLines()]
+    if terminal:
+        shown = [TimeEstimate(), RichProgressBar(console_kwargs={"stderr": True})]
+    return pl.Trainer(
+        accelerator=recipe.accelerator,
+        devices=recipe.devices,
+        num_nodes=recipe.num_nodes,
+        strategy=recipe.strategy,
+        precision=recipe.precision if recipe.precision != "32" else "32-true",
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.clip,
+        callbacks=[*callbacks, *shown],
+        plugins=[SafeCheckpoints()],
+        logger=logger,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders deal out their own shares
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+    )
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints; before the processes are connected too."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def quiet_lightning() -> None:
+    """Lightning's hints about workers and hardware are not about the user's work."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", module="lightning.*", category=FutureWarning)
