@@ -272,11 +272,14 @@ def behaves_like_norm(module: nn.Module) -> bool:
         return False
     (width,) = next(iter(widths))
     probe = copy.deepcopy(module).float().eval()
+    if parameters[0].is_meta:
+        probe.to_empty(device="cpu")
     for p in probe.parameters():
         nn.init.ones_(p.data)
+    device = next(probe.parameters()).device
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 3, width), (2, width, 4, 4)):
-        x = torch.randn(shape, generator=generator).to(parameters[0].device)
+        x = torch.randn(shape, generator=generator).to(device)
         try:
             with torch.no_grad():
                 once, scaled = probe(x), probe(64.0 * x)
