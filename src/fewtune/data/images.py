@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -50,7 +51,7 @@ def read_image(file: str | Path | IO[bytes], name: str) -> Image.Image:
     """As `open_image`, from an open file too; `name` is what an error calls it."""
     with _naming(name), Image.open(file) as image:
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(_upright(image))
 
 
 def verify_image(path: str | Path) -> None:
@@ -87,32 +88,34 @@ def _to_8_bits(grey: np.ndarray, mode: str) -> np.ndarray:
     return np.rint((grey - low) / max(high - low, 1e-12) * 255).clip(0, 255).astype(np.uint8)
 
 
-class _naming:
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
     """Turns what Pillow raises for a bad file into one DataError that names it."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read the image {name}: {_reason(error)}") from error
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.quiet = warnings.catch_warnings()
 
-    def __enter__(self) -> None:
-        self.quiet.__enter__()
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and TIFF tags that change no pixel
+def _reason(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "the file does not exist"
+        case IsADirectoryError():
+            return "it is a folder"
+        case PermissionError():
+            return "no permission to read it"
+        case UnidentifiedImageError():
+            return "it is not an image in a format that Pillow reads"
+        case Image.DecompressionBombError():
+            return "it has too many pixels to be decoded safely; make it smaller"
+        case _:
+            return f"it is damaged or cut short ({' '.join(str(error).split())})"
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self.quiet.__exit__(None, None, None)
-        match error:
-            case None:
-                return
-            case FileNotFoundError():
-                what = "the file does not exist"
-            case UnidentifiedImageError():
-                what = "it is not an image in a format that Pillow reads"
-            case Image.DecompressionBombError():
-                what = "it has too many pixels to be decoded safely; make it smaller"
-            case PermissionError():
-                what = "no permission to read it"
-            case OSError() | SyntaxError() | ValueError() | EOFError() | IndexError():
-                what = f"it is damaged or cut short ({' '.join(str(error).split())})"
-            case _:
-                return
-        raise DataError(f"cannot read the image {self.name}: {what}") from error
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data say; as it is where these are unreadable."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return image

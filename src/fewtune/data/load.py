@@ -45,6 +45,7 @@ def load_data(
         if not 0 <= fraction < 1:
             raise DataError(f"{name} must lie in [0, 1), not {fraction}")
     data = _found(spec, progress)
+    data.check(decode=False)  # before any draw: a wrong list is to be called that, not "too few images"
     if test_fraction is None and str(spec).startswith("demo:"):
         test_fraction = 0.5
     if data.test is None and test_fraction:
@@ -58,7 +59,6 @@ def load_data(
     if data.val is None and val_fraction:
         train, val = _split_off(data, val_fraction, seed)
         data = replace(data, train=train, val=val)
-    data.check(decode=False)
     return data
 
 
