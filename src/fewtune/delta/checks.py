@@ -1,0 +1,134 @@
+"""All that is asked of a delta, and of a model, before a number is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import DeltaError
+from fewtune.neurons import Role
+
+if TYPE_CHECKING:
+    from fewtune.delta.task import Delta
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A tensor of the model and the flat positions in it that a delta overwrites (None: all)."""
+
+    tensor: Tensor
+    index: Tensor | None
+
+
+def check_contents(delta: Delta) -> None:
+    """That a delta is whole and agrees with itself.
+
+    Raises:
+        DeltaError: a tensor is missing, has a wrong shape or kind, or holds NaN or infinity.
+    """
+    choice, shapes = delta.choice, delta.choice.anatomy.shapes
+    if delta.values.keys() != choice.places.keys():
+        raise DeltaError("the delta's values and its places belong to different weights")
+    if set(delta.whole) != {*choice.whole, *choice.head}:
+        raise DeltaError("the delta's dense parameters are not those that its selection trains whole")
+    for name, values in delta.values.items():
+        if tuple(values.shape) != (len(choice.places[name]),):
+            raise DeltaError(f"{name} has {len(choice.places[name])} places and values {list(values.shape)}")
+        index = delta.positions[name]
+        if index is None or not 0 <= int(index.min()) <= int(index.max()) < prod(shapes[name]):
+            raise DeltaError(f"{name}: a place lies outside the weight")
+    for name, tensor in delta.whole.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise DeltaError(f"{name} has the shape {list(tensor.shape)}; expected {list(shapes[name])}")
+    for name, tensor in {**delta.values, **delta.whole}.items():
+        if not tensor.is_floating_point():
+            raise DeltaError(f"{name} is of {tensor.dtype}; only floating-point weights can be tuned")
+    require_finite({**delta.values, **delta.whole, **delta.buffers}, "in the delta")
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises:
+    DeltaError: a tensor holds NaN or infinity; names the first.
+    """
+    for name, tensor in tensors.items():
+        # One sum finds any NaN or infinity in fewer steps than isfinite; only then is it looked at again.
+        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()):
+            raise DeltaError(f"{name} holds NaN or infinite values {where}")
+
+
+def find_targets(delta: Delta, model: nn.Module) -> dict[str, Target]:
+    """The model's tensors that the delta overwrites.
+
+    Raises:
+        DeltaError: the model's names, shapes or kinds are not those of the delta's backbone with the delta's head.
+    """
+    for name, module in model.named_modules():
+        if getattr(module, "_fewtune", None) is not None:
+            raise DeltaError(f"a selection is attached to this model (at {name or 'its root'}): detach its tuner first")
+    parameters = dict(model.named_parameters())
+    _check_head(delta, parameters)
+    shapes = delta.choice.anatomy.shapes
+    if missing := [name for name in shapes if name not in parameters]:
+        raise DeltaError(f"the delta belongs to another backbone: the model has no parameter {missing[0]}")
+    if extra := [name for name in parameters if name not in shapes]:
+        raise DeltaError(f"the delta belongs to another backbone: it has no parameter {extra[0]}, the model has one")
+    for name, shape in shapes.items():
+        if tuple(parameters[name].shape) != shape:
+            raise DeltaError(
+                f"the delta belongs to another backbone: {name} is {list(shape)} in the delta and "
+                f"{list(parameters[name].shape)} in the model"
+            )
+    tensors = parameters | dict(model.named_buffers())
+    _check_kinds(delta, tensors)
+    return {name: Target(tensors[name], index) for name, index in delta.positions.items()}
+
+
+def _check_head(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
+    """That the model's head is one that the delta's values fit."""
+    anatomy = delta.choice.anatomy
+    head = anatomy.named(Role.HEAD)
+    advice = f"create the model with {_classes(delta)} classes (num_classes={_classes(delta)})"
+    for name in head:
+        expected = list(anatomy.shapes[name])
+        if name not in parameters:
+            raise DeltaError(f"the delta's head has {name} {expected} and the model has none: {advice}")
+        if list(parameters[name].shape) != expected:
+            raise DeltaError(
+                f"the delta's head {name} is {expected} and the model's is {list(parameters[name].shape)}: {advice}"
+            )
+
+
+def _classes(delta: Delta) -> int:
+    """The number of outputs of the head: of the last of its tensors."""
+    shape = delta.choice.anatomy.shapes[delta.choice.head[-1]] if delta.choice.head else ()
+    return shape[0] if shape else 0
+
+
+def _check_kinds(delta: Delta, tensors: Mapping[str, Tensor]) -> None:
+    """That every tensor the delta reads or writes is there, of the right shape and kind, in memory and in one piece."""
+    covered = delta.fingerprint.tensors
+    for name, (shape, floating) in covered.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise DeltaError(f"the delta belongs to another backbone: the model has no {name} of shape {list(shape)}")
+        if tensors[name].is_floating_point() != floating:
+            kind = "floating-point" if floating else "integer"
+            raise DeltaError(f"{name} is of {tensors[name].dtype} in the model; the delta expects {kind} numbers")
+    for name in delta.positions:
+        tensor = tensors[name]
+        if tensor.is_meta:
+            raise DeltaError(f"{name} is on the meta device: load the backbone's weights first")
+        if hasattr(tensor, "full_tensor"):
+            raise DeltaError(f"{name} is sharded: apply the delta to the model before it is wrapped")
+        if name in delta.buffers and tensor.shape != delta.buffers[name].shape:
+            raise DeltaError(
+                f"the buffer {name} is {list(delta.buffers[name].shape)} in the delta; the model's differs"
+            )
+        if name not in delta.buffers and not tensor.is_floating_point():
+            raise DeltaError(f"{name} is of {tensor.dtype} in the model; only floating-point weights can be written")
+        if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise DeltaError(f"{name} is an expanded tensor, whose entries share memory: make it contiguous first")
