@@ -1,5 +1,9 @@
 """fewtune: fine-tune pretrained vision models by changing only a few of their weights."""
 
+from importlib.metadata import version
+
+from fewtune.delta import Delta, load_delta
+from fewtune.errors import FewtuneError
 from fewtune.importance import (
     CrossEntropy,
     Scores,
@@ -8,15 +12,26 @@ from fewtune.importance import (
     magnitude_importance,
     random_importance,
 )
+from fewtune.neurons import Role
 from fewtune.selection import Overlap, Selection, select
+from fewtune.tuning import Tuner, attach
+
+__version__ = version("fewtune")
 
 __all__ = [
     "CrossEntropy",
+    "Delta",
+    "FewtuneError",
     "Overlap",
+    "Role",
     "Scores",
     "Selection",
     "SupCon",
+    "Tuner",
+    "__version__",
+    "attach",
     "gradient_importance",
+    "load_delta",
     "magnitude_importance",
     "random_importance",
     "select",

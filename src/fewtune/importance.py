@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -31,7 +31,7 @@ class Scores(Mapping[str, Tensor]):
     ``anatomy`` carries the role of every other parameter, so that `select` needs no model.
 
     Raises:
-        ImportanceError: scores that are not finite or all zero in a layer's whole weight, naming the layers.
+        ImportanceError: scores of a weight that are not finite or all zero; the message names the weights.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], anatomy: Anatomy) -> None:
@@ -43,10 +43,12 @@ class Scores(Mapping[str, Tensor]):
                 f"scores are not finite in {_names(broken)}; look for NaN in the images or a learning objective that "
                 "overflows in half precision (importance may be computed in float32)"
             )
-        if not any(bool(score.any()) for score in scores.values()):
+        zero = [name for name, score in scores.items() if not bool(score.any())]
+        if zero:
             raise ImportanceError(
-                f"all scores are zero, in {_names(list(scores))}; the objective does not depend on the weights, or no "
-                "batch held two images of one class (use a larger batch or two views of each image)"
+                f"all scores are zero in {_names(zero)}: nothing tells its connections apart. If no batch held two images of "
+                "one class, use a larger batch or two views; if the objective does not reach the layer, leave it out with "
+                "roles={'pattern of its parameter names': 'other'}"
             )
         self._scores = dict(scores)
         self.anatomy = anatomy
@@ -59,11 +61,6 @@ class Scores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._scores)
-
-    @property
-    def unreached(self) -> tuple[str, ...]:
-        """Weights whose scores are all zero: the objective did not reach them."""
-        return tuple(name for name, score in self.items() if not bool(score.any()))
 
 
 def _names(names: list[str], most: int = 5) -> str:
@@ -133,9 +130,7 @@ class SupCon:
     def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
         views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         features = (self.features or pooled_features)(model, torch.cat(views))
-        return supervised_contrastive_loss(
-            features, labels.repeat(len(views)), self.temperature, self.base_temperature
-        )
+        return supervised_contrastive_loss(features, labels.repeat(len(views)), self.temperature, self.base_temperature)
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,7 @@ def _backward_all(
     progress: Callable[[int, int | None], None] | None,
 ) -> None:
     device = next(model.parameters()).device
-    length = len(loader) if hasattr(loader, "__len__") else None
+    length = len(loader) if isinstance(loader, Sized) else None
     total = limit if length is None else min(limit or length, length)
     done = 0
     for batch in islice(loader, limit):
@@ -229,9 +224,7 @@ def _backward_all(
         if progress is not None:
             progress(done, total)
     if not done:
-        raise ImportanceError(
-            "the loader yielded no batch; expected (images, labels) or ((view1, view2), labels)"
-        )
+        raise ImportanceError("the loader yielded no batch; expected (images, labels) or ((view1, view2), labels)")
 
 
 def _batch(batch: Any, device: torch.device) -> tuple[Any, Tensor]:
@@ -260,9 +253,7 @@ def _summing_gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Within, every backward pass adds the weights' gradients to the yielded sums and frees them."""
     sums = {
-        name: torch.zeros(
-            w.shape, dtype=torch.promote_types(w.dtype, torch.float32), device=store or w.device
-        )
+        name: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32), device=store or w.device)
         for name, w in weights.items()
     }
 
@@ -341,6 +332,4 @@ def random_importance(
     """
     anatomy = describe(model, head, roles)
     generator = torch.Generator().manual_seed(seed)
-    return Scores(
-        {name: torch.rand(v.shape, generator=generator) for name, v in anatomy.views.items()}, anatomy
-    )
+    return Scores({name: torch.rand(v.shape, generator=generator) for name, v in anatomy.views.items()}, anatomy)

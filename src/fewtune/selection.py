@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ class Selection:
             view = self.anatomy.views.get(name)
             if view is None or (view.neurons, view.fan_in) != (places.neurons, places.fan_in):
                 raise SelectionError(f"the places of {name} do not fit the model's weights")
-        if not self.connections:
-            raise SelectionError("the selection is empty: no connection was selected; raise k or budget")
+        if not self.trained:  # without connections it may still train biases or a head: other methods do
+            raise SelectionError("the selection is empty: nothing would be trained; raise k or budget")
 
     @cached_property
     def connections(self) -> int:
@@ -106,8 +106,7 @@ class Selection:
     def __or__(self, other: Selection) -> Selection:
         self._same_model(other)
         flats = {
-            name: torch.cat([self._places(name).flat, other._places(name).flat]).unique()
-            for name in self.anatomy.views
+            name: torch.cat([self._places(name).flat, other._places(name).flat]).unique() for name in self.anatomy.views
         }
         dense = {
             role: tuple(dict.fromkeys(self.dense.get(role, ()) + other.dense.get(role, ())))
@@ -121,10 +120,7 @@ class Selection:
         for name in self.anatomy.views:
             flat = self._places(name).flat
             flats[name] = flat[torch.isin(flat, other._places(name).flat, assume_unique=True)]
-        dense = {
-            role: tuple(n for n in names if n in other.dense.get(role, ()))
-            for role, names in self.dense.items()
-        }
+        dense = {role: tuple(n for n in names if n in other.dense.get(role, ())) for role, names in self.dense.items()}
         return self._with(flats, dense)
 
     def __eq__(self, other: object) -> bool:
@@ -161,9 +157,7 @@ class Selection:
             lines.append(f"{name:<{width}}  {v.neurons:>8,}  {v.fan_in:>7,}  {count:>9,}  {share:>8.3f}")
         backbone = self.anatomy.backbone_parameters
         whole = {role: sum(prod(self.anatomy.shapes[n]) for n in names) for role, names in self.dense.items()}
-        lines.append(
-            f"connections: {self.connections:,} = {100 * self.connections / backbone:.3f} % of the backbone"
-        )
+        lines.append(f"connections: {self.connections:,} = {100 * self.connections / backbone:.3f} % of the backbone")
         lines += [f"trained whole, {role}: {count:,}" for role, count in whole.items() if count]
         head = sum(prod(self.anatomy.shapes[n]) for n in self.head)
         lines.append(f"trained whole, head: {head:,}")
@@ -184,9 +178,7 @@ class Selection:
             "anatomy": self.anatomy.to_json(),
             "dense": {role.value: list(names) for role, names in self.dense.items()},
         }
-        fits = {
-            n: torch.int32 if p.neurons * p.fan_in < 2**31 else torch.int64 for n, p in self.places.items()
-        }
+        fits = {n: torch.int32 if p.neurons * p.fan_in < 2**31 else torch.int64 for n, p in self.places.items()}
         tensors = {name: places.flat.to(fits[name]) for name, places in self.places.items()}
         write_tensors(Path(path), tensors, {"fewtune": json.dumps(header)})
 
@@ -211,9 +203,7 @@ class Selection:
             dense = {Role(role): tuple(names) for role, names in header["dense"].items()}
             if unknown := [n for names in dense.values() for n in names if n not in anatomy.shapes]:
                 raise ValueError(f"unknown parameter {unknown[0]}")
-            places = {
-                n: _checked(anatomy.views[n].neurons, anatomy.views[n].fan_in, t) for n, t in tensors.items()
-            }
+            places = {n: _checked(anatomy.views[n].neurons, anatomy.views[n].fan_in, t) for n, t in tensors.items()}
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise SelectionError(f"{path} is not a selection file, or it is damaged ({error})") from error
         return cls(anatomy, places, dense)
@@ -260,9 +250,7 @@ def select(
             that matches nothing, or an empty selection.
     """
     if not isinstance(scores, Scores):
-        raise SelectionError(
-            f"select got {type(scores).__name__}; expected the scores of an importance function"
-        )
+        raise SelectionError(f"select got {type(scores).__name__}; expected the scores of an importance function")
     for option, value in {
         "bias": bias,
         "scale": scale,

@@ -60,10 +60,7 @@ def granular_top_k(
         case "neuron":
             masks = _by_neuron(matrices, wanted)
         case "layer":
-            masks = {
-                name: _largest({name: m}, round(_total({name: m}, wanted)))[name]
-                for name, m in matrices.items()
-            }
+            masks = {name: _largest({name: m}, round(_total({name: m}, wanted)))[name] for name, m in matrices.items()}
         case _:
             masks = _largest(matrices, round(_total(matrices, wanted)))
     places = {name: Places.from_mask(mask) for name, mask in masks.items()}
@@ -95,6 +92,4 @@ def _largest(matrices: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     flat = torch.cat([m.reshape(-1).cpu() for m in matrices.values()])
     mask = top_mask(flat[None, :], count)[0]
     parts = mask.split([m.numel() for m in matrices.values()])
-    return {
-        name: part.view(m.shape).to(m.device) for (name, m), part in zip(matrices.items(), parts, strict=True)
-    }
+    return {name: part.view(m.shape).to(m.device) for (name, m), part in zip(matrices.items(), parts, strict=True)}

@@ -11,8 +11,9 @@ from functools import cached_property
 from math import prod
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import nn
-from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -56,9 +57,7 @@ class Anatomy:
     @cached_property
     def backbone_parameters(self) -> int:
         """Number of parameters outside the head."""
-        return sum(
-            prod(shape) for name, shape in self.shapes.items() if self.roles.get(name) is not Role.HEAD
-        )
+        return sum(prod(shape) for name, shape in self.shapes.items() if self.roles.get(name) is not Role.HEAD)
 
     @cached_property
     def connections(self) -> int:
@@ -85,9 +84,7 @@ class Anatomy:
                 )
             matched = fnmatch.filter(self.shapes, pattern)
             if not matched:
-                raise SelectionError(
-                    f"roles: no parameter matches {pattern!r}{nearest(pattern, self.shapes)}"
-                )
+                raise SelectionError(f"roles: no parameter matches {pattern!r}{nearest(pattern, self.shapes)}")
             for name in matched:
                 views.pop(name, None)
                 roles[name] = Role(wanted)
@@ -115,15 +112,13 @@ def _weight_views(module: nn.Module) -> Iterator[tuple[str, View]]:
     """The attributes of a module that are weights of neurons, told by its class. (The table of layer kinds.)"""
 
     def view(attribute: str, kind: Any = "rows", groups: int = 1) -> Iterator[tuple[str, View]]:
-        weight = getattr(module, attribute, None)
-        if weight is not None:
-            yield attribute, View(tuple(weight.shape), kind, groups)
+        shape = _shape(module, attribute)
+        if shape is not None:
+            yield attribute, View(shape, kind, groups)
 
     match module:
         case nn.modules.lazy.LazyModuleMixin() if module.has_uninitialized_params():
-            raise ModelError(
-                f"{qualified(type(module))} has no shape yet; run one batch through the model first"
-            )
+            raise ModelError(f"{qualified(type(module))} has no shape yet; run one batch through the model first")
         case nn.modules.conv._ConvTransposeNd():
             yield from view("weight", "transposed", module.groups)
         case nn.Linear() | nn.Bilinear() | nn.modules.conv._ConvNd():
@@ -133,6 +128,22 @@ def _weight_views(module: nn.Module) -> Iterator[tuple[str, View]]:
                 yield from view(attribute)
         case _ if any(qualified(c) == "transformers.pytorch_utils.Conv1D" for c in type(module).__mro__):
             yield from view("weight", "columns")
+
+
+def _shape(module: nn.Module, attribute: str) -> tuple[int, ...] | None:
+    """Shape of an attribute; a parametrised one is computed once, in evaluation mode, which changes no state."""
+    if not is_parametrized(module, attribute):
+        weight = getattr(module, attribute, None)
+        return None if weight is None else tuple(weight.shape)
+    steps: Any = module.parametrizations
+    modes = [(step, step.training) for step in steps[attribute].modules()]
+    try:
+        steps[attribute].eval()
+        with torch.no_grad():
+            return tuple(getattr(module, attribute).shape)
+    finally:
+        for step, training in modes:
+            step.training = training
 
 
 def _described(module: nn.Module) -> Iterator[tuple[nn.Module, str, View | Role]]:
@@ -169,11 +180,7 @@ def _parametrized(
     for original, parameter in holder._parameters.items():
         if parameter is None:
             continue
-        if (
-            view is not None
-            and tuple(parameter.shape) == view.shape
-            and original in ("original", "original1")
-        ):
+        if view is not None and tuple(parameter.shape) == view.shape and original in ("original", "original1"):
             yield holder, original, view
         elif norm and original == "original0":
             yield holder, original, Role.SCALE
@@ -181,9 +188,7 @@ def _parametrized(
             yield holder, original, listed_role(module, attribute) or Role.OTHER
 
 
-def describe(
-    model: nn.Module, head: HeadSpec = ASK_MODEL, roles: Mapping[str, str | Role] | None = None
-) -> Anatomy:
+def describe(model: nn.Module, head: HeadSpec = ASK_MODEL, roles: Mapping[str, str | Role] | None = None) -> Anatomy:
     """The anatomy of a model.
 
     Args:
@@ -266,5 +271,7 @@ def owners(model: nn.Module) -> dict[str, list[Owner]]:
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether a module updates running statistics in training mode (batch and instance normalisation)."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and bool(module.track_running_stats)
+    """Whether a module updates state in training mode: batch and instance normalisation, and spectral norm's vectors."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return bool(module.track_running_stats)
+    return isinstance(module, _SpectralNorm)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,37 @@ class Whole:
         return HandedWhole.apply(values, frozen)
 
 
+class Written(NamedTuple):
+    """Which values were written: of which tensor, its version, and where its data lay."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    data: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Written:
+        version = 0 if values.is_inference() else values._version
+        return cls(weakref.ref(values), version, values.data_ptr())
+
+
 @dataclass(eq=False)
 class Swap:
-    """What a swapped module remembers: its tuned attributes, and its training flag where statistics are frozen."""
+    """What a swapped module remembers. ``written``: which values were last written into the frozen tensors."""
 
     base: type[nn.Module]
     tuned: dict[str, Selected | Whole] = field(default_factory=dict)
     frozen_statistics: bool = False
-    training: bool = False
+    written: dict[str, Written] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> Kinds:
+        """What the subclass depends on, as a key."""
+        statistics = (("training", STATISTICS),) if self.frozen_statistics else ()
+        return tuple((attribute, slot.suffix) for attribute, slot in self.tuned.items()) + statistics
+
+
+Kinds = tuple[tuple[str, str], ...]
+STATISTICS = "running statistics"
 
 
 SWAPPED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -99,12 +122,17 @@ class Tuned(nn.Module):
 
     _fewtune: Swap
 
-    def train(self, mode: bool = True) -> Any:
-        super().train(mode)
-        if self._fewtune.frozen_statistics:
-            self._fewtune.training = mode
-            self.training = False  # batch statistics stay what pretraining left
-        return self
+    def _fewtune_frozen(self, attribute: str) -> Tensor:
+        """The frozen tensor, into which values that were changed by hand are written first.
+
+        A step of a torch optimiser writes them itself; this is for loops that do without one, and for averaged copies.
+        A compiled model sees what was written before it runs, and nothing is looked up here.
+        """
+        if not torch.compiler.is_compiling():
+            values = self._parameters[attribute + self._fewtune.tuned[attribute].suffix]
+            if self._fewtune.written.get(attribute) != Written.of(values):
+                _write(self, attribute)
+        return self._parameters[attribute]  # type: ignore[return-value]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for attribute, slot in self._fewtune.tuned.items():
@@ -141,11 +169,12 @@ class Tuned(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The subclass is made anew from the layer's own class, so that copies and pickles need no dynamic class.
-        return _rebuild, (self._fewtune.base, tuple(self._fewtune.tuned)), self.__dict__.copy()
+        state = self.__dict__ | {"_fewtune": replace(self._fewtune, written={})}
+        return _rebuild, (self._fewtune.base, self._fewtune.kinds), state
 
 
-def _rebuild(base: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
-    cls = _subclass(base, attributes)
+def _rebuild(base: type[nn.Module], kinds: Kinds) -> nn.Module:
+    cls = _subclass(base, kinds)
     module = cls.__new__(cls)
     SWAPPED.add(module)
     return module
@@ -153,20 +182,30 @@ def _rebuild(base: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
 
 def _handing_out(attribute: str) -> property:
     def get(self: Any) -> Tensor:
-        frozen = self._parameters[attribute]
-        slot = self._fewtune.tuned[attribute]
-        values = self._parameters[attribute + slot.suffix]
+        frozen = self._fewtune_frozen(attribute)
         if not torch.is_grad_enabled():
             return frozen
-        return slot.hand_out(values, frozen)
+        slot = self._fewtune.tuned[attribute]
+        return slot.hand_out(self._parameters[attribute + slot.suffix], frozen)
 
     return property(get)
 
 
+def _never_training() -> property:
+    """In place of ``training``: what is set is remembered, for `restore`, but batch statistics are never used."""
+
+    def set_(self: Any, mode: bool) -> None:
+        self.__dict__["training"] = mode
+
+    return property(lambda self: False, set_)
+
+
 @cache
-def _subclass(base: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
-    body: dict[str, Any] = {attribute: _handing_out(attribute) for attribute in attributes}
-    forward = fast_forward(base) if "weight" in attributes else None
+def _subclass(base: type[nn.Module], kinds: Kinds) -> type[nn.Module]:
+    body: dict[str, Any] = {
+        attribute: _never_training() if kind == STATISTICS else _handing_out(attribute) for attribute, kind in kinds
+    }
+    forward = fast_forward(base) if ("weight", SELECTED) in kinds else None
     if forward is not None:
         body["forward"] = forward
     body["__module__"] = __name__
@@ -189,14 +228,14 @@ def tune(module: nn.Module, attribute: str, slot: Selected | Whole, values: nn.P
     state = swap(module)
     module.register_parameter(attribute + slot.suffix, values)
     state.tuned[attribute] = slot
-    module.__class__ = _subclass(state.base, tuple(state.tuned))
+    module.__class__ = _subclass(state.base, state.kinds)
 
 
 def freeze_statistics(module: nn.Module) -> None:
     """From now on the module uses its running statistics and never updates them."""
     state = swap(module)
-    state.frozen_statistics, state.training = True, module.training
-    module.training = False
+    state.frozen_statistics = True
+    module.__class__ = _subclass(state.base, state.kinds)
 
 
 def restore(module: nn.Module) -> None:
@@ -206,26 +245,40 @@ def restore(module: nn.Module) -> None:
     state = module._fewtune
     for attribute, slot in state.tuned.items():
         del module._parameters[attribute + slot.suffix]
-    if state.frozen_statistics:
-        module.training = state.training
     del module.__dict__["_fewtune"]
     module.__class__ = state.base
     SWAPPED.discard(module)
 
 
 @torch.no_grad()
-def write_values(module: nn.Module) -> None:
-    """Writes a swapped module's values into its frozen tensors."""
-    if not isinstance(module, Tuned):
-        return
-    for attribute, slot in module._fewtune.tuned.items():
-        values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
-        assert values is not None
-        assert frozen is not None
-        if hasattr(values, "to_local"):
-            write_shard(slot, values, frozen)
-        else:
-            slot.write(values.detach(), frozen.detach())
+def write_values(module: nn.Module, *, changed: bool = False) -> None:
+    """Writes a swapped module's values into its frozen tensors.
+
+    ``changed``: that they differ is known. Left out, they are compared first, since a write makes autograd refuse the
+    backward pass of a forward pass done before.
+    """
+    if isinstance(module, Tuned):
+        for attribute, slot in module._fewtune.tuned.items():
+            values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
+            assert values is not None
+            assert frozen is not None
+            if changed or frozen.is_meta or hasattr(values, "to_local") or not _holds(slot, values, frozen):
+                _write(module, attribute)
+
+
+def _holds(slot: Selected | Whole, values: Tensor, frozen: Tensor) -> bool:
+    return torch.equal(slot.read(frozen), values.to(frozen.dtype))
+
+
+@torch.no_grad()
+def _write(module: Any, attribute: str) -> None:
+    slot = module._fewtune.tuned[attribute]
+    values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
+    if hasattr(values, "to_local"):
+        write_shard(slot, values, frozen)
+    else:
+        slot.write(values.detach(), frozen.detach())
+        module._fewtune.written[attribute] = Written.of(values)
 
 
 def write_shard(slot: Selected | Whole, values: Any, frozen: Any) -> None:

@@ -98,7 +98,9 @@ def _check(model: nn.Module, selection: Selection) -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name, shape in selection.anatomy.shapes.items():
         if name not in shapes:
-            raise TuningError(f"the selection is of another model: this one has no parameter {name!r}{nearest(name, shapes)}")
+            raise TuningError(
+                f"the selection is of another model: this one has no parameter {name!r}{nearest(name, shapes)}"
+            )
         if shapes[name] != shape:
             raise TuningError(f"the selection is of another model: {name} has shape {shapes[name]}, expected {shape}")
     for name in selection.places:
@@ -234,8 +236,15 @@ class Tuner:
         changed = self._changed_buffers()
         return take(
             self.selection,
-            {name: _whole_tensor(p) for name, p in self.model.named_parameters()},
-            {name: t.before.reshape(-1) if name in self.selection.places else t.before for name, t in self._trained.items()},
+            {
+                name: _whole_tensor(p)
+                for name, p in self.model.named_parameters()
+                if name in self.selection.anatomy.shapes
+            },
+            {
+                name: t.before.reshape(-1) if name in self.selection.places else t.before
+                for name, t in self._trained.items()
+            },
             buffers=changed,
             buffers_before={name: self._buffers[name] for name in changed},
             metadata=dict(metadata or {}),

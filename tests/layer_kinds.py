@@ -1,0 +1,197 @@
+"""Small models, one for every kind of layer that has neurons, for the law suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLASSES = 3
+
+
+class Net(nn.Module):
+    """A body, a mean over all but batch and channel, a head."""
+
+    def __init__(self, body: nn.Module, width: int, channels_last: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(width, CLASSES)
+        self.channels_last = channels_last
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if x.ndim > 2:
+            x = x.mean(1) if self.channels_last else x.flatten(2).mean(2)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class Attention(nn.Module):
+    """Self-attention by torch's module, with one packed projection or three of their own."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.narrow = None if packed else nn.Linear(8, 4)
+        others = {} if packed else {"kdim": 4, "vdim": 4}
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = x if self.narrow is None else self.narrow(x)
+        return x + self.attention(x, memory, memory, need_weights=False)[0]
+
+
+class Functional(nn.Module):
+    """Uses its layer's weight without calling the layer, as several vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 9, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(F.linear(x, self.qkv.weight) + F.linear(x.flip(1), weight=self.qkv.weight))
+
+
+class Reentered(nn.Module):
+    """One module, run three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + torch.tanh(self.layer(x))
+        return x
+
+
+class Tied(nn.Module):
+    """Two modules, one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.second = nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bilinear = nn.Bilinear(5, 5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bilinear(x, torch.tanh(x))
+
+
+class Branch(nn.Module):
+    """Normalisation, a hidden layer, layer scale, residual sum: a transformer's block without attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from timm.layers import LayerScale
+
+        self.norm = nn.LayerNorm(6)
+        self.fc1, self.fc2 = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.scale = LayerScale(6, init_values=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale(self.fc2(F.gelu(self.fc1(self.norm(x)))))
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """``build`` makes the body; its output has ``width`` channels and ``shape`` is one input's."""
+
+    build: Callable[[], nn.Module]
+    width: int
+    shape: tuple[int, ...]
+    channels_last: bool = False
+    half: bool = True
+    """Whether torch computes it in half precision on a CPU."""
+
+    def net(self, dtype: torch.dtype, seed: int) -> Net:
+        torch.manual_seed(seed)
+        net = Net(self.build(), self.width, self.channels_last)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        return net.to(dtype).eval()
+
+
+def _conv1d(**options: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Conv1d(4, 6, 3, **options), nn.ReLU(), nn.Conv1d(6, 6, 1))
+
+
+def _conv2d(kernel: int = 3, inputs: int = 4, outputs: int = 6, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Conv2d(inputs, outputs, kernel, **options), nn.GELU(), nn.Conv2d(outputs, 6, 1))
+
+
+def _conv1d_of_transformers() -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Sequential(Conv1D(9, 5), nn.Tanh(), Conv1D(6, 9))
+
+
+def _standardised(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm.layers
+
+        return nn.Sequential(getattr(timm.layers, name)(4, 6, 3), nn.Tanh())
+
+    return build
+
+
+def _normed(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(wrap(nn.Linear(5, 8)), nn.Tanh(), nn.Linear(8, 6))
+
+
+def _batch_normed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3))
+
+
+KINDS: dict[str, LayerKind] = {
+    "linear": LayerKind(lambda: nn.Sequential(nn.Linear(5, 11), nn.GELU(), nn.Linear(11, 6)), 6, (5,)),
+    "linear, tokens": LayerKind(lambda: nn.Sequential(nn.Linear(5, 11), nn.ReLU(), nn.Linear(11, 6)), 6, (3, 5), True),
+    "linear without bias": LayerKind(lambda: nn.Sequential(nn.Linear(5, 6, bias=False), nn.Tanh()), 6, (5,)),
+    "conv1d": LayerKind(_conv1d(padding=1), 6, (4, 7)),
+    "conv1d, grouped, dilated": LayerKind(_conv1d(groups=2, dilation=2), 6, (4, 9)),
+    "conv2d": LayerKind(_conv2d(padding=1), 6, (4, 6, 5)),
+    "conv2d, strided, dilated": LayerKind(_conv2d(stride=2, dilation=2, padding=2), 6, (4, 7, 6)),
+    "conv2d, patchifying": LayerKind(_conv2d(kernel=2, stride=2), 6, (4, 6, 4)),
+    "conv2d, grouped": LayerKind(_conv2d(groups=2), 6, (4, 5, 5)),
+    "conv2d, depthwise": LayerKind(_conv2d(inputs=6, groups=6, padding=1), 6, (6, 5, 4)),
+    "conv2d, padding by word": LayerKind(_conv2d(padding="same"), 6, (4, 5, 4)),
+    "conv2d, reflected": LayerKind(_conv2d(padding=1, padding_mode="reflect"), 6, (4, 5, 4)),
+    "conv3d": LayerKind(lambda: nn.Conv3d(2, 5, (2, 3, 1), groups=1), 5, (2, 3, 4, 2)),
+    "transposed conv1d": LayerKind(lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), 6, (4, 5)),
+    "transposed conv2d, grouped": LayerKind(lambda: nn.ConvTranspose2d(4, 6, 2, groups=2), 6, (4, 4, 3)),
+    "transposed conv3d": LayerKind(lambda: nn.ConvTranspose3d(2, 4, 2), 4, (2, 2, 3, 2), half=False),
+    "attention, packed": LayerKind(lambda: Attention(True), 8, (4, 8), True),
+    "attention, separate": LayerKind(lambda: Attention(False), 8, (4, 8), True),
+    "Conv1D of transformers": LayerKind(_conv1d_of_transformers, 6, (3, 5), True),
+    "bilinear": LayerKind(Pair, 6, (5,), half=False),
+    "weight norm": LayerKind(_normed(nn.utils.parametrizations.weight_norm), 6, (5,)),
+    "weight norm by hook": LayerKind(_normed(nn.utils.weight_norm), 6, (5,)),
+    "spectral norm": LayerKind(_normed(nn.utils.parametrizations.spectral_norm), 6, (5,), half=False),
+    "StdConv2d": LayerKind(_standardised("StdConv2d"), 6, (4, 5, 4)),
+    "ScaledStdConv2d": LayerKind(_standardised("ScaledStdConv2d"), 6, (4, 5, 4)),
+    "batch normalisation": LayerKind(_batch_normed, 6, (4, 7, 6)),
+    "weight used by function": LayerKind(Functional, 9, (3, 6), True),
+    "re-entered": LayerKind(Reentered, 7, (7,)),
+    "tied": LayerKind(Tied, 5, (5,)),
+    "block with layer scale": LayerKind(Branch, 6, (3, 6), True),
+}
