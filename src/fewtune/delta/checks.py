@@ -61,31 +61,60 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise DeltaError(f"{name} holds NaN or infinite values {where}")
 
 
-def find_targets(delta: Delta, model: nn.Module) -> dict[str, Target]:
+@dataclass(frozen=True)
+class Inventory:
+    """A model's tensors by their first names."""
+
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parameters[name] if name in self.parameters else self.buffers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.parameters or name in self.buffers
+
+
+def inventory(model: nn.Module) -> Inventory:
+    """All tensors of a model, in one walk over its modules.
+
+    Raises:
+        DeltaError: a selection is attached to the model.
+    """
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if "_fewtune" in vars(module):
+            raise DeltaError(f"a selection is attached to this model (at {name or 'its root'}): detach its tuner first")
+        for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
+            for attribute, tensor in held.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{name}.{attribute}" if name else attribute] = tensor
+    return Inventory(parameters, buffers)
+
+
+def find_targets(delta: Delta, found: Inventory) -> dict[str, Target]:
     """The model's tensors that the delta overwrites.
 
     Raises:
         DeltaError: the model's names, shapes or kinds are not those of the delta's backbone with the delta's head.
     """
-    for name, module in model.named_modules():
-        if getattr(module, "_fewtune", None) is not None:
-            raise DeltaError(f"a selection is attached to this model (at {name or 'its root'}): detach its tuner first")
-    parameters = dict(model.named_parameters())
-    _check_head(delta, parameters)
+    _check_head(delta, found.parameters)
     shapes = delta.choice.anatomy.shapes
-    if missing := [name for name in shapes if name not in parameters]:
+    if missing := [name for name in shapes if name not in found.parameters]:
         raise DeltaError(f"the delta belongs to another backbone: the model has no parameter {missing[0]}")
-    if extra := [name for name in parameters if name not in shapes]:
+    if extra := [name for name in found.parameters if name not in shapes]:
         raise DeltaError(f"the delta belongs to another backbone: it has no parameter {extra[0]}, the model has one")
     for name, shape in shapes.items():
-        if tuple(parameters[name].shape) != shape:
+        if tuple(found.parameters[name].shape) != shape:
             raise DeltaError(
                 f"the delta belongs to another backbone: {name} is {list(shape)} in the delta and "
-                f"{list(parameters[name].shape)} in the model"
+                f"{list(found.parameters[name].shape)} in the model"
             )
-    tensors = parameters | dict(model.named_buffers())
-    _check_kinds(delta, tensors)
-    return {name: Target(tensors[name], index) for name, index in delta.positions.items()}
+    _check_kinds(delta, found)
+    return {name: Target(found[name], index) for name, index in delta.positions.items()}
 
 
 def _check_head(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
@@ -109,7 +138,7 @@ def _classes(delta: Delta) -> int:
     return shape[0] if shape else 0
 
 
-def _check_kinds(delta: Delta, tensors: Mapping[str, Tensor]) -> None:
+def _check_kinds(delta: Delta, tensors: Inventory) -> None:
     """That every tensor the delta reads or writes is there, of the right shape and kind, in memory and in one piece."""
     covered = delta.fingerprint.tensors
     for name, (shape, floating) in covered.items():

@@ -19,14 +19,13 @@ def read(tensor: Tensor, index: Tensor | None) -> Tensor:
 
 def write(tensor: Tensor, index: Tensor | None, values: Tensor) -> None:
     """Writes 1-D values to the entries that `read` reads, in place, through the tensor's own strides."""
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        tensor = tensor.detach()
-        values = values.to(tensor.device, tensor.dtype)
-        if index is None:
-            tensor.copy_(values.view(tensor.shape))
-            return
-        index = index.to(tensor.device)
-        if tensor.is_contiguous():
-            tensor.view(-1).index_copy_(0, index, values)
-        else:
-            tensor[torch.unravel_index(index, tensor.shape)] = values
+    tensor = tensor.detach()
+    values = values.to(tensor.device, tensor.dtype)
+    if index is None:
+        tensor.copy_(values.view(tensor.shape))
+        return
+    index = index.to(tensor.device)
+    if tensor.is_contiguous():
+        tensor.view(-1).index_copy_(0, index, values)
+    else:
+        tensor[torch.unravel_index(index, tensor.shape)] = values

@@ -7,33 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewtune.delta.checks import Target, find_targets, require_finite
-from fewtune.delta.entries import read, write
+from fewtune.delta.applying import Verify, applied, apply_delta, forget, revert_delta, swap_delta
 from fewtune.delta.fingerprint import Fingerprint, fast_positions
-from fewtune.errors import DeltaError
 from fewtune.selection import Selection
-
-Verify = Literal["fast", "full", "none"]
-
-
-@dataclass(frozen=True, eq=False)
-class Applied:
-    """What stands in a model: the delta, what it wrote, and what it overwrote, each by tensor name."""
-
-    delta: Delta
-    written: Mapping[str, Tensor]
-    kept: Mapping[str, Tensor]
-
-
-# Kept beside the model, not on it: an attribute would be pickled and copied with the model. A copy of a model with a
-# delta is a plain model with other weights, which every fingerprint refuses.
-_applied: WeakKeyDictionary[nn.Module, Applied] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,18 +70,7 @@ class Delta:
             DeltaError: another backbone, another head, a delta is applied already, or a selection is attached. The
                 model is unchanged.
         """
-        model = _plain(model)
-        if model in _applied:
-            raise DeltaError(
-                "a delta is already applied to this model: revert it first, or replace it with delta.swap(model, new)"
-            )
-        targets = find_targets(self, model)
-        kept = self._verified(model, targets, verify)
-        new = {name: self._new(name).to(target.tensor.device) for name, target in targets.items()}
-        written = {name: new[name].reshape(-1).to(target.tensor.dtype) for name, target in targets.items()}
-        require_finite(written, "in the model's dtype")
-        _write_all(targets, written, kept)
-        _applied[model] = Applied(self, written, kept)
+        apply_delta(model, self, verify)
 
     def revert(self, model: nn.Module) -> None:
         """Writes back, bit for bit, what `apply` overwrote in this process.
@@ -109,19 +79,7 @@ class Delta:
             DeltaError: this delta is not applied to the model, or the model's weights were changed since. (Then what
                 was kept is of no use any more and is forgotten: load the backbone's weights again.)
         """
-        model = _plain(model)
-        record = self._record(model)
-        targets = find_targets(self, model)
-        for name in (*self.values, *self.whole):
-            target, wrote = targets[name], record.written[name]
-            if not torch.equal(read(target.tensor, target.index), wrote.to(target.tensor.device, target.tensor.dtype)):
-                del _applied[model]
-                raise DeltaError(
-                    f"{name} was changed after the delta was applied, so that it cannot be reverted: "
-                    "load the backbone's weights again"
-                )
-        _write_all(targets, record.kept, record.written)
-        del _applied[model]
+        revert_delta(model, self)
 
     def swap(self, model: nn.Module, new: Delta, verify: Verify = "fast") -> None:
         """Replaces this delta, applied to the model, by another one of the same backbone.
@@ -129,16 +87,7 @@ class Delta:
         Raises:
             DeltaError: as `revert` and `apply`; where the new one cannot be applied, this one stays.
         """
-        model = _plain(model)
-        record = self._record(model)
-        find_targets(new, model)
-        self.revert(model)
-        try:
-            new.apply(model, verify)
-        except BaseException:
-            _write_all(find_targets(self, model), record.written, record.kept)
-            _applied[model] = record
-            raise
+        swap_delta(model, self, new, verify)
 
     @contextmanager
     def applied_to(self, model: nn.Module, verify: Verify = "fast") -> Iterator[nn.Module]:
@@ -152,7 +101,7 @@ class Delta:
     def merge(self, model: nn.Module, verify: Verify = "fast") -> None:
         """Writes the task into a model for good: `apply`, but nothing is kept and the model is plain afterwards."""
         self.apply(model, verify)
-        del _applied[_plain(model)]
+        forget(model)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Delta):
@@ -179,44 +128,14 @@ class Delta:
         weights = {name: views[name].stored_index(places.flat) for name, places in self.choice.places.items()}
         return weights | dict.fromkeys((*self.whole, *self.buffers))
 
-    def _new(self, name: str) -> Tensor:
+    def new(self, name: str) -> Tensor:
+        """The new values of a tensor that the delta overwrites."""
         return next(group[name] for group in (self.values, self.whole, self.buffers) if name in group)
 
-    def _record(self, model: nn.Module) -> Applied:
-        record = _applied.get(model)
-        if record is None:
-            raise DeltaError("no delta is applied to this model, so there is nothing to revert")
-        if record.delta is not self and record.delta != self:
-            raise DeltaError("another delta is applied to this model: revert that one (fewtune.delta.applied(model))")
-        return record
-
-    def _verified(self, model: nn.Module, targets: Mapping[str, Target], verify: Verify) -> dict[str, Tensor]:
-        """The original entries at the places of all targets, after a look at the fingerprint."""
-        if verify not in ("fast", "full", "none"):
-            raise DeltaError(f"verify={verify!r}; expected 'fast', 'full' or 'none'")
-        kept = {name: read(target.tensor, target.index) for name, target in targets.items()}
-        if verify != "none":
-            tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-            where = self._fast_positions if verify == "fast" else dict.fromkeys(self.fingerprint.tensors)
-            parts = [
-                read(tensors[name], index) if index is not None else tensors[name] for name, index in where.items()
-            ]
-            if (name := self.fingerprint.first_difference(parts, verify)) is not None:
-                raise DeltaError(
-                    f"the delta belongs to another backbone: {name} has other values in this model; load the "
-                    "checkpoint that was tuned (if a task is already written into the model, load it anew)"
-                )
-        return kept
-
     @cached_property
-    def _fast_positions(self) -> dict[str, Tensor | None]:
+    def fast_positions(self) -> dict[str, Tensor | None]:
+        """Flat positions of the backbone's tensors at which the fast fingerprint looks; None: all."""
         return fast_positions(self.fingerprint.tensors, self.positions)
-
-
-def applied(model: nn.Module) -> Delta | None:
-    """The delta that is applied to a model in this process, or None."""
-    record = _applied.get(_plain(model))
-    return None if record is None else record.delta
 
 
 def swap(model: nn.Module, new: Delta, verify: Verify = "fast") -> None:
@@ -226,22 +145,3 @@ def swap(model: nn.Module, new: Delta, verify: Verify = "fast") -> None:
         new.apply(model, verify)
     else:
         present.swap(model, new, verify)
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """The module itself, where it is wrapped by `torch.compile`."""
-    original = getattr(model, "_orig_mod", model)
-    return original if isinstance(original, nn.Module) else model
-
-
-def _write_all(targets: Mapping[str, Target], values: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
-    """Writes everything, or, should one write fail, nothing."""
-    done: list[str] = []
-    try:
-        for name, target in targets.items():
-            done.append(name)
-            write(target.tensor, target.index, values[name])
-    except BaseException:
-        for name in done:
-            write(targets[name].tensor, targets[name].index, before[name])
-        raise
