@@ -181,7 +181,7 @@ def law_gradients(case: Case, tmp: Path, fault: str | None = None) -> None:
     """1. Gradients at the selected places are dense autograd's; nothing else gets any."""
     training = Training(case, fault)
     training.backward(0)
-    net, dense = dense_reference(case)
+    net, _ = dense_reference(case)
     for part in range(case.accumulate):
         (case.loss(net, part) / case.accumulate).backward()
     expected = dict(net.named_parameters())

@@ -46,9 +46,9 @@ class Scores(Mapping[str, Tensor]):
         zero = [name for name, score in scores.items() if not bool(score.any())]
         if zero:
             raise ImportanceError(
-                f"all scores are zero in {_names(zero)}: nothing tells its connections apart. If no batch held two images of "
-                "one class, use a larger batch or two views; if the objective does not reach the layer, leave it out with "
-                "roles={'pattern of its parameter names': 'other'}"
+                f"all scores are zero in {_names(zero)}: nothing tells its connections apart. If no batch held two "
+                "images of one class, use a larger batch or two views; if the objective does not reach the layer, leave "
+                "it out with roles={'pattern of its parameter names': 'other'}"
             )
         self._scores = dict(scores)
         self.anatomy = anatomy
@@ -163,9 +163,9 @@ def gradient_importance(
 
     .. math:: s_{ij} = \Big| \sum_b \partial L_b / \partial w_{ij} \Big|
 
-    Signed gradients are summed over the batches in float32 (float64 for float64 weights) and the modulus is taken once,
-    at the end. Each gradient is freed as soon as it is added, so that one layer's gradient is alive at a time. The model
-    is left as it was found: mode, flags, gradients, buffers and random state.
+    Signed gradients are summed over the batches in float32 (float64 for float64 weights) and the modulus is taken
+    once, at the end. Each gradient is freed as soon as it is added, so that one layer's gradient is alive at a time.
+    The model is left as it was found: mode, flags, gradients, buffers and random state.
 
     Args:
         model: on its device; batches are moved there.
@@ -175,7 +175,7 @@ def gradient_importance(
         roles: roles set by hand, see `fewtune.neurons.describe`.
         train_mode: run in training mode (dropout, batch statistics) instead of evaluation mode.
         limit: use this many batches at most.
-        passes: read the data this many times, each time for a part of the layers: the sums of the other parts' gradients
+        passes: read the data this many times, each time for a part of the layers: the gradients of the other parts
             are not formed, for a model that hardly fits. The loader must yield the same batches each time.
         store: device of the sums, such as "cpu" for a model that hardly fits; the weight's own where left out.
         progress: called as (batches done, batches in all or None).

@@ -234,11 +234,11 @@ def select(
 
     Args:
         scores: of `gradient_importance`, `magnitude_importance` or `random_importance`.
-        k: connections of each neuron (all of a neuron that has fewer); a fractional k gives one more to the neurons with
-            the largest remaining scores. Give ``k`` or ``budget``.
+        k: connections of each neuron (all of a neuron that has fewer); a fractional k gives one more to the neurons
+            with the largest remaining scores. Give ``k`` or ``budget``.
         budget: the fraction of the backbone's connections that are selected, in (0, 1]; biases and head not counted.
-        granularity: "neuron": the top k of every neuron; "layer", "network": the largest of each layer or of all, as many
-            as k per neuron would be.
+        granularity: "neuron": the top k of every neuron; "layer", "network": the largest of each layer or of all, as
+            many as k per neuron would be.
         bias, scale, norm, relative_position: whether parameters of that role are trained whole.
         exclude: glob patterns of module names; nothing inside such a module is selected or trained.
         roles: roles set by hand: {glob pattern of parameter names: role}.
@@ -246,8 +246,8 @@ def select(
     Ties are broken by order: the first neuron, then the first connection, wins.
 
     Raises:
-        SelectionError: an impossible k or budget, less than one connection per neuron with granularity "neuron", a pattern
-            that matches nothing, or an empty selection.
+        SelectionError: an impossible k or budget, less than one connection per neuron with granularity "neuron", a
+            pattern that matches nothing, or an empty selection.
     """
     if not isinstance(scores, Scores):
         raise SelectionError(f"select got {type(scores).__name__}; expected the scores of an importance function")

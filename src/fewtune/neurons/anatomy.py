@@ -271,7 +271,7 @@ def owners(model: nn.Module) -> dict[str, list[Owner]]:
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether a module updates state in training mode: batch and instance normalisation, and spectral norm's vectors."""
+    """Whether a module updates state in training mode: batch and instance normalisation, spectral norm."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return bool(module.track_running_stats)
     return isinstance(module, _SpectralNorm)

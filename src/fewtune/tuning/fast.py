@@ -31,21 +31,27 @@ def _saved_elsewhere(x: Tensor) -> bool:
 
 
 def _linear_forward(self: Any, x: Tensor) -> Tensor:
-    values = self._parameters["weight_selected"]
-    if not torch.is_grad_enabled() or not values.requires_grad or not _plain(x):
+    values, slot = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
+    if not torch.is_grad_enabled() or not values.requires_grad or not _plain(x) or not _made_for(slot, 1):
         return F.linear(x, self.weight, self.bias)
-    places = self._fewtune.tuned["weight"].places
-    return SelectedLinear.apply(x, values, self._parameters["weight"], self.bias, places, _saved_elsewhere(x))
+    weight = self._fewtune_frozen("weight")
+    return SelectedLinear.apply(x, values, weight, self.bias, slot.places, _saved_elsewhere(x))
 
 
 def _conv_forward(self: Any, x: Tensor) -> Tensor:
-    values = self._parameters["weight_selected"]
+    values, slot = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
     stock_padding = self.padding_mode == "zeros" and not isinstance(self.padding, str)
     batched = x.ndim == len(self.kernel_size) + 2
-    if not torch.is_grad_enabled() or not values.requires_grad or not stock_padding or not batched or not _plain(x):
+    stock = stock_padding and batched and _plain(x) and _made_for(slot, self.groups)
+    if not torch.is_grad_enabled() or not values.requires_grad or not stock:
         return self._conv_forward(x, self.weight, self.bias)
-    places, shape = self._fewtune.tuned["weight"].places, ConvShape.of(self)
-    return SelectedConv.apply(x, values, self._parameters["weight"], self.bias, places, shape, _saved_elsewhere(x))
+    weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
+    return SelectedConv.apply(x, values, weight, self.bias, slot.places, shape, _saved_elsewhere(x))
+
+
+def _made_for(slot: Any, groups: int) -> bool:
+    """Whether a slot's places were made for a layer such as this; a tied weight's first owner may be of another kind."""
+    return slot.view.kind == "rows" and slot.places.groups == groups
 
 
 def _plain(x: Tensor) -> bool:

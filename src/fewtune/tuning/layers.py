@@ -1,4 +1,4 @@
-"""The class swap: a layer becomes a subclass of its own class whose tuned tensors are trained through compact parameters.
+"""The class swap: a layer becomes a subclass of its own class, whose tuned tensors are trained through compact values.
 
 Two ways lead to the gradient of the selected connections:
 
@@ -89,8 +89,15 @@ class Written(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Written:
-        version = 0 if values.is_inference() else values._version
-        return cls(weakref.ref(values), version, values.data_ptr())
+        return cls(weakref.ref(values), _version(values), values.data_ptr())
+
+    def still(self, values: Tensor) -> bool:
+        """Whether these are the values that were written, unchanged."""
+        return self.tensor() is values and self.version == _version(values) and self.data == values.data_ptr()
+
+
+def _version(values: Tensor) -> int:
+    return 0 if values.is_inference() else values._version  # inference tensors count no versions
 
 
 @dataclass(eq=False)
@@ -130,7 +137,8 @@ class Tuned(nn.Module):
         """
         if not torch.compiler.is_compiling():
             values = self._parameters[attribute + self._fewtune.tuned[attribute].suffix]
-            if self._fewtune.written.get(attribute) != Written.of(values):
+            written = self._fewtune.written.get(attribute)
+            if values is not None and (written is None or not written.still(values)):
                 _write(self, attribute)
         return self._parameters[attribute]  # type: ignore[return-value]
 
@@ -174,7 +182,7 @@ class Tuned(nn.Module):
 
 
 def _rebuild(base: type[nn.Module], kinds: Kinds) -> nn.Module:
-    cls = _subclass(base, kinds)
+    cls = _subclass(base, kinds)  # type: ignore[arg-type]
     module = cls.__new__(cls)
     SWAPPED.add(module)
     return module
@@ -212,12 +220,16 @@ def _subclass(base: type[nn.Module], kinds: Kinds) -> type[nn.Module]:
     return type(f"Tuned{base.__name__}", (Tuned, base), body)
 
 
+def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__class__ = cls
+
+
 def swap(module: nn.Module) -> Swap:
     """Makes a module a `Tuned` one, or finds that it is; returns what it remembers."""
     if not isinstance(module, Tuned):
         base = type(module)
         module.__dict__["_fewtune"] = Swap(base)
-        module.__class__ = _subclass(base, ())
+        _set_class(module, _subclass(base, ()))  # type: ignore[arg-type]
         SWAPPED.add(module)
     swapped: Any = module
     return swapped._fewtune
@@ -228,14 +240,15 @@ def tune(module: nn.Module, attribute: str, slot: Selected | Whole, values: nn.P
     state = swap(module)
     module.register_parameter(attribute + slot.suffix, values)
     state.tuned[attribute] = slot
-    module.__class__ = _subclass(state.base, state.kinds)
+    state.written[attribute] = Written.of(values)
+    _set_class(module, _subclass(state.base, state.kinds))  # type: ignore[arg-type]
 
 
 def freeze_statistics(module: nn.Module) -> None:
     """From now on the module uses its running statistics and never updates them."""
     state = swap(module)
     state.frozen_statistics = True
-    module.__class__ = _subclass(state.base, state.kinds)
+    _set_class(module, _subclass(state.base, state.kinds))  # type: ignore[arg-type]
 
 
 def restore(module: nn.Module) -> None:
@@ -246,7 +259,7 @@ def restore(module: nn.Module) -> None:
     for attribute, slot in state.tuned.items():
         del module._parameters[attribute + slot.suffix]
     del module.__dict__["_fewtune"]
-    module.__class__ = state.base
+    _set_class(module, state.base)
     SWAPPED.discard(module)
 
 

@@ -14,9 +14,9 @@ class DenseMask:
     .. math:: M_{ij} = 1 \text{ if } w_{ij} \text{ is selected, else } 0  \qquad (5)
     .. math:: W \leftarrow W - \epsilon \, \nabla W \odot M               \qquad (6)
 
-    Eq. 6 is a step of plain gradient descent. For an optimiser that moves a weight whose gradient is zero (decay, momentum
-    of an unmasked past) `restore_unselected` takes that movement back, so that the unselected weights are frozen as
-    the equation says.
+    Eq. 6 is a step of plain gradient descent. For an optimiser that moves a weight whose gradient is zero (decay,
+    momentum of an unmasked past) `restore_unselected` takes that movement back, so that the unselected weights are
+    frozen as the equation says.
 
     Example: ``loss.backward(); dense.mask_gradients(); optimizer.step(); dense.restore_unselected()``.
     """

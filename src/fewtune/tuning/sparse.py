@@ -67,8 +67,8 @@ def attach(
     Args:
         model: the model that the selection was made for.
         selection: of `fewtune.select`.
-        running_statistics: "frozen": batch normalisation uses the pretrained statistics even in training mode; "update":
-            training mode updates them, and the delta carries them.
+        running_statistics: "frozen": batch normalisation uses the pretrained statistics even in training mode;
+            "update": training mode updates them, and the delta carries them.
 
     Raises:
         TuningError: the model is attached already, or the selection was made for another model.
@@ -187,6 +187,7 @@ class Tuner:
 
     def sync(self) -> None:
         """Writes the values into the weights: after any change of them that was not a step of a torch optimiser."""
+        self._must_be_attached()
         for module in self.model.modules():
             write_values(module)
 
@@ -311,7 +312,7 @@ def _sync_stepped(optimizer: Optimizer) -> None:
         swapped: Any = module
         tuned = swapped._fewtune.tuned
         if any(id(module._parameters[a + slot.suffix]) in stepped for a, slot in tuned.items()):
-            write_values(module)
+            write_values(module, changed=True)
 
 
 def _parameters_of(optimizer: Optimizer) -> Iterable[list[Tensor]]:
@@ -324,15 +325,18 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     """An optimiser that evaluates the model within a step (L-BFGS) must see the values that it is trying."""
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
+    positional = len(args) > 1
+    closure = args[1] if positional else kwargs.get("closure")
+    if not callable(closure):
         return None
 
     def synced() -> Any:
         _sync_stepped(optimizer)
         return closure()
 
-    return (optimizer,), {"closure": synced}
+    if positional:
+        return (args[0], synced, *args[2:]), kwargs
+    return args, {**kwargs, "closure": synced}
 
 
 register_optimizer_step_pre_hook(_before_step)
