@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from fewtune.data import load_data
+from fewtune.errors import DataError
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
 ORIENTATION = 0x0112  # EXIF tag
@@ -89,3 +93,13 @@ def class_folders(root: Path, counts: dict[str, int], size: int = 16) -> Path:
         for i in range(count):
             plain(root / name / f"{i:03d}.png", colours[number % len(colours)], size, seed=1000 * number + i)
     return root
+
+
+def fails(spec: str | Path, *words: str, **options) -> str:
+    """load_data raises a DataError of one line that holds all the words."""
+    with pytest.raises(DataError) as caught:
+        load_data(spec, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    return message

@@ -1,27 +1,19 @@
-"""load_data: every format, every split, every mistake."""
+"""load_data from a path: every format, every split, every mistake."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import pickle
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import images
-from fewtune.assets import TEXTILE, is_cached
-from fewtune.data import ImageData, Split, eval_transform, load_data
+from fewtune.data import ImageData, Split, load_data
 from fewtune.data.lists import VTAB_CLASSES
-from fewtune.data.sampling import complement, stratified
 from fewtune.errors import DataError
+from images import fails
 
 COUNTS = {"cat": 10, "dog": 20, "größe": 30}
 
@@ -34,16 +26,6 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def every_name(data: ImageData) -> list[str]:
     return sorted(name for split in data.splits.values() for name in split.names)
-
-
-def fails(spec: str | Path, *words: str, **options) -> str:
-    """load_data raises a DataError of one line that holds all the words."""
-    with pytest.raises(DataError) as caught:
-        load_data(spec, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
-    return message
 
 
 # Class folders
@@ -285,132 +267,3 @@ def test_fgvc_mistakes(tmp_path: Path) -> None:
     fails(folder, "train.json must hold an object")
     (folder / "train.json").write_text("{")
     fails(folder, "train.json is not valid JSON")
-
-
-# Draws
-
-
-@given(
-    labels=st.lists(st.integers(0, 6), min_size=1, max_size=80),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 5),
-    keep=st.integers(0, 1),
-    at_least=st.integers(0, 1),
-)
-def test_stratified_draws(labels: list[int], share: float, seed: int, keep: int, at_least: int) -> None:
-    count = round(share * len(labels))
-    drawn = stratified(labels, count, seed, keep=keep, at_least=at_least)
-    sizes, taken = np.bincount(labels), np.bincount(np.asarray(labels)[drawn], minlength=max(labels) + 1)
-    assert len(set(drawn.tolist())) == len(drawn)
-    assert sorted([*drawn, *complement(drawn, len(labels))]) == list(range(len(labels)))
-    low, high = np.minimum(np.minimum(at_least, sizes), np.maximum(sizes - keep, 0)), np.maximum(sizes - keep, 0)
-    assert (taken >= low).all()
-    assert (taken <= high).all()
-    assert len(drawn) == np.clip(count, low.sum(), high.sum())
-    if not keep and not at_least:
-        assert (np.abs(taken - count * sizes / len(labels)) < 1).all()  # each class by its share
-    assert np.array_equal(drawn, stratified(labels, count, seed, keep=keep, at_least=at_least))
-
-
-# Splits as torch data sets
-
-
-def test_cached_square_gives_the_very_tensors_of_the_files(tmp_path: Path) -> None:
-    spec = SimpleNamespace(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9)
-    root = images.class_folders(tmp_path, {"a": 3, "b": 3}, size=21)
-    split = load_data(root, val_fraction=0).train.with_transform(eval_transform("plain", spec))
-    expected = [split[i] for i in range(6)]
-    cached = split.cached(8, square=True)
-    shutil.rmtree(root)
-    for i, (tensor, label) in enumerate(expected):
-        assert torch.equal(cached[i][0], tensor)
-        assert cached[i][1] == label
-
-
-def test_cached_keeps_the_aspect_and_does_not_enlarge(tmp_path: Path) -> None:
-    images.picture(40, 20).save(tmp_path / "large.png")
-    images.picture(8, 6).save(tmp_path / "small.png")
-    split = Split([tmp_path / "large.png", tmp_path / "small.png"], [0, 1], ["large", "small"])
-    seen: list[int] = []
-    cached = split.cached(10, progress=lambda done, total: seen.append(done))
-    assert [cached.image(i).size for i in range(2)] == [(20, 10), (8, 6)]
-    assert np.array_equal(np.asarray(cached.image(1)), np.asarray(split.image(1)))
-    assert seen == [1, 2]
-
-
-def test_split_can_go_to_worker_processes(flat: Path) -> None:
-    split = load_data(flat).train.with_transform(np.asarray)
-    again = pickle.loads(pickle.dumps(split))
-    assert np.array_equal(again[3][0], split[3][0])
-    assert again.with_transform(None)[3][0].mode == "RGB"
-
-
-# Data sets by name
-
-
-def test_digits() -> None:
-    data = load_data("demo:digits")
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 719, "val": 180, "test": 898}
-    image, label = data.train[0]
-    assert (image.size, image.mode, data.num_classes) == ((8, 8), "RGB", 10)
-    assert 0 <= label < 10
-    assert np.asarray(image).max() > 200
-    data.check()
-
-
-def test_textile() -> None:
-    if not is_cached(TEXTILE) and not os.environ.get("FEWTUNE_TEST_DOWNLOADS"):
-        pytest.skip("conformal-clip-data is not in the cache; FEWTUNE_TEST_DOWNLOADS=1 fetches it")
-    data = load_data("demo:textile", limit_train=300, limit_test=100)
-    assert data.class_names == ("global", "local", "nominal")
-    assert data.test.counts(3) == [25, 25, 50]  # type: ignore[union-attr]
-    assert data.train[0][0].size == (250, 250)
-
-
-def test_torchvision_with_validation_split(tmp_path: Path) -> None:
-    base = tmp_path / "dtd" / "dtd"
-    for name in ("banded", "dotted"):
-        for i in range(6):
-            images.plain(base / "images" / name / f"{name}_{i}.jpg", images.RED, size=4)
-    (base / "labels").mkdir()
-    for number, split in enumerate(("train", "val", "test")):
-        lines = [f"{c}/{c}_{2 * number + i}.jpg" for c in ("banded", "dotted") for i in range(2)]
-        (base / "labels" / f"{split}1.txt").write_text("\n".join(lines))
-    data = load_data(f"torchvision:DTD?root={tmp_path}")
-    assert data.class_names == ("banded", "dotted")
-    assert [split.labels for split in data.splits.values()] == [[0, 0, 1, 1]] * 3
-    assert data.test[0][0].mode == "RGB"  # type: ignore[index]
-
-
-def test_torchvision_mistakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import torchvision
-
-    fails("torchvision:CIFAR11", "did you mean CIFAR10")
-    fails("torchvision:CIFAR10?folder=x", 'unknown option "folder"', "root")
-
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("<urlopen error> at https://secret.example/simple")
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
-    assert "secret" not in fails(f"torchvision:CIFAR10?root={tmp_path}", "could not be downloaded", "network")
-
-
-def test_hugging_face_data_set_on_disk(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["no", "yes"])})
-    parts = {
-        split: datasets.Dataset.from_dict(
-            {"picture": [images.picture()] * n, "kind": [i % 2 for i in range(n)]}, features=features
-        )
-        for split, n in (("train", 6), ("validation", 4), ("test", 2))
-    }
-    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "set"))
-    data = load_data(f"hf:{tmp_path / 'set'}")
-    assert data.class_names == ("no", "yes")
-    assert [split.labels for split in data.splits.values()] == [[0, 1] * 3, [0, 1] * 2, [0, 1]]
-    assert images.corners(data.val[1][0])[0] == images.RED  # type: ignore[index]
-    fails(f"hf:{tmp_path / 'set'}?label=colour", 'no column "colour"', "picture, kind")
-
-
-def test_demo_names() -> None:
-    fails("demo:textil", "did you mean textile?")

@@ -73,7 +73,7 @@ def head_classes(backbone: Backbone, state: State) -> int:
 def fit(model: nn.Module, state: State, head: tuple[str, ...], what: str) -> None:
     """Copy `state` into the model, strictly but for a head of another shape or absent from `state`."""
     own = model.state_dict()
-    in_head = {key for key in {*own, *state} if any(key.startswith(f"{name}.") for name in head or ("head",))}
+    in_head = {key for key in {*own, *state} if any(key.startswith(f"{name}.") for name in head or _absent_head(model))}
     state = {
         key: _resampled(model, value) if key == "pos_embed" and key in own else value
         for key, value in state.items()
@@ -90,6 +90,12 @@ def fit(model: nn.Module, state: State, head: tuple[str, ...], what: str) -> Non
         ]
         raise ModelError(f"{what} does not fit {type(model).__name__}: {'; '.join(parts)}; is the architecture right?")
     model.load_state_dict({**own, **state})
+
+
+def _absent_head(model: nn.Module) -> tuple[str, ...]:
+    """What timm calls the head of a model that was made without one."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _resampled(model: nn.Module, positions: Tensor) -> Tensor:

@@ -69,10 +69,14 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
     if image_size is None:
         return _tried(name, pretrained, options)
     try:
-        return _tried(name, pretrained, {**options, "img_size": image_size})
+        model = _tried(name, pretrained, {**options, "img_size": image_size})
     except _NoSuchOption as error:
         if error.option != "img_size":
             raise
+    else:
+        if getattr(getattr(model, "patch_embed", None), "num_patches", 1) == 0:
+            raise ModelError(f"timm:{name} cannot take images of {image_size} px, less than one patch")
+        return model
     model = _tried(name, pretrained, options)
     if getattr(model, "pretrained_cfg", {}).get("fixed_input_size", False):
         size = resolve_model_data_config(model)["input_size"][-1]
