@@ -42,6 +42,12 @@ def test_evaluation_crops_the_centre_by_the_models_share(kind: str) -> None:
     torch.testing.assert_close(tensor, red[:, None, None].expand(3, 8, 8), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(("crop", "resize"), [(224, 232), (224, 256), (299, 342), (384, 384), (260, 288)])
+def test_evaluation_resizes_to_the_size_that_the_share_came_from(crop: int, resize: int) -> None:
+    spec = SimpleNamespace(**{**vars(SPEC), "image_size": crop, "crop_pct": crop / resize})
+    assert eval_transform("none", spec).transforms[0].size == [resize]  # type: ignore[attr-defined]
+
+
 def test_fgvc_crops_at_random_and_flips() -> None:
     torch.manual_seed(0)
     transform = train_transform("fgvc", SPEC)

@@ -206,8 +206,11 @@ def textile_folder(progress: Progress | None = None) -> Path:
                 kind, file = member.removeprefix(prefix).split("/")
                 (folder / "images" / kind).mkdir(parents=True, exist_ok=True)
                 (folder / "images" / kind / file).write_bytes(archive.read(member))
-        if not target.is_dir():
+        try:
             os.replace(folder / "images", target)
+        except OSError:
+            if not target.is_dir():  # else another process was first
+                raise
     return target
 
 

@@ -57,7 +57,8 @@ def eval_transform(kind: Kind, spec: InputSpec) -> Transform:
         return v2.Compose([v2.Resize((size, size), interpolation=how), *_normalised(spec)])
     if kind not in ("fgvc", "none"):
         raise ConfigError(f'no transform is called "{kind}": take "plain", "fgvc" or "none"')
-    resize = v2.Resize(int(size / spec.crop_pct), interpolation=how)
+    shorter = int(size / spec.crop_pct + 1e-6)  # crop_pct may itself be a quotient: 224 / (224 / 232) is 232
+    resize = v2.Resize(shorter, interpolation=how)
     return v2.Compose([resize, v2.CenterCrop(size), *_normalised(spec)])
 
 
