@@ -50,7 +50,7 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _made_for(slot: Any, groups: int) -> bool:
-    """Whether a slot's places were made for a layer such as this; a tied weight's first owner may be of another kind."""
+    """Whether a slot's places were made for a layer such as this: a tied weight's first owner may be another kind."""
     return slot.view.kind == "rows" and slot.places.groups == groups
 
 

@@ -59,12 +59,14 @@ class HandedWhole(torch.autograd.Function):
         return grad.to(ctx.dtype), None
 
 
-def autocast_input(x: Tensor) -> Tensor:
-    """The input in the dtype that autocast would compute a matrix product in."""
+def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a matrix product as autocast casts them; as they are where it is off."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    x, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (x, weight))
+    return x, weight, bias if bias is None or bias.dtype is torch.float64 else bias.to(dtype)
 
 
 class SelectedLinear(torch.autograd.Function):
@@ -78,10 +80,10 @@ class SelectedLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, places: SelectedPlaces, whole: bool
     ) -> Tensor:
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        x = autocast_input(x)
+        x, cast_weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(linear_keep(x, places, keep_whole=whole), weight)
         ctx.places = places
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(x, cast_weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -109,13 +111,12 @@ class SelectedConv(torch.autograd.Function):
         whole: bool,
     ) -> Tensor:
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        x = autocast_input(x)
+        x, cast_weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(conv_keep(x, places, shape, keep_whole=whole), weight)
         ctx.places, ctx.shape, ctx.input_shape = places, shape, x.shape
-        bias = None if bias is None else bias.to(x.dtype)
         none = [0] * len(shape.stride)
         return torch.convolution(
-            x, weight.to(x.dtype), bias, shape.stride, shape.padding, shape.dilation, False, none, shape.groups
+            x, cast_weight, bias, shape.stride, shape.padding, shape.dilation, False, none, shape.groups
         )
 
     @staticmethod
