@@ -143,8 +143,11 @@ def decode(layout: Layout, neurons: int, fan_in: int, table: np.ndarray, numbers
 
 
 def encode_all(places: Mapping[str, Places]) -> tuple[dict[str, Layout], np.ndarray, np.ndarray]:
-    """The layout of every layer, and all tables and all integers, each in one array of the smallest type."""
-    encoded = {name: encode(layer) for name, layer in places.items()}
+    """The layout of every layer, and all tables and all integers, each in one array of the smallest type.
+
+    Layers of equal width stand together, since like integers share a Huffman code well.
+    """
+    encoded = {n: encode(places[n]) for n in sorted(places, key=lambda n: places[n].fan_in)}
     none = np.empty(0, np.int64)  # a task may change no connection, only biases or a head
     tables = np.concatenate([none, *(table for _, table, _ in encoded.values())])
     numbers = np.concatenate([none, *(integers for _, _, integers in encoded.values())])
