@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from fewtune.errors import DeltaError
@@ -36,6 +36,13 @@ def check_contents(delta: Delta) -> None:
         raise DeltaError("the delta's values and its places belong to different weights")
     if set(delta.whole) != {*choice.whole, *choice.head}:
         raise DeltaError("the delta's dense parameters are not those that its selection trains whole")
+    if len(delta.positions) != len(delta.values) + len(delta.whole) + len(delta.buffers):
+        raise DeltaError("the delta holds a tensor twice")
+    backbone = {name for name, role in choice.anatomy.roles.items() if role is not Role.HEAD} | set(
+        choice.anatomy.views
+    )
+    if not delta.fingerprint.tensors.keys() >= backbone:
+        raise DeltaError("the delta's fingerprint does not cover its backbone")
     for name, values in delta.values.items():
         if tuple(values.shape) != (len(choice.places[name]),):
             raise DeltaError(f"{name} has {len(choice.places[name])} places and values {list(values.shape)}")
@@ -56,9 +63,23 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     DeltaError: a tensor holds NaN or infinity; names the first.
     """
     for name, tensor in tensors.items():
-        # One sum finds any NaN or infinity in fewer steps than isfinite; only then is it looked at again.
-        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise DeltaError(f"{name} holds NaN or infinite values {where}")
+
+
+def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of what JSON keeps of it (tuples become lists).
+
+    Raises:
+        DeltaError: something in it is no JSON value, or a key is no string.
+    """
+    try:
+        if not all(isinstance(key, str) for key in metadata):
+            raise TypeError("a key is no string")
+        result: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DeltaError(f"metadata must be JSON values by name: {error}") from error
+    return result
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,15 @@
-"""A delta as bytes: one safetensors file.
+"""A delta as bytes: one safetensors file of a few blocks of bytes.
 
-Tensors in the file:
+* ``model``: zlib-compressed JSON: the backbone's anatomy, what is trained whole, how each layer's places are packed,
+  the dtype of everything, what the fingerprint covers.
+* ``fingerprint``: the backbone's hashes.
+* ``tables``, ``places``: the hot columns of the layers and one integer a connection, packed (see `packing`).
+* ``numbers.DTYPE``: the bits of all new numbers of that dtype, packed: of the selected connections, then of what was
+  trained whole (biases, scales, head), then of buffers.
 
-* ``whole.NAME``, ``buffer.NAME``: the tensors trained whole (biases, scales, head) and changed buffers, as they are.
-* ``values.DTYPE``: the bits of the new values of all selected connections of weights of that dtype, in the order of the
-  layers and of their places, packed (see `packing`).
-* ``tables``, ``places``: the hot columns of the layers and one integer a connection, packed.
-* ``model``: zlib-compressed JSON: the backbone's anatomy, what is trained whole, how each layer is packed, what the
-  fingerprint covers. ``fingerprint``: its hashes.
-
-The header's only entry, ``fewtune``, is JSON: format, version, checksum (SHA-256 of the whole file with the
-checksum's own 64 characters set to zero), dtype, number of connections, metadata. Nothing in a file is ever
-executed, every length is checked against the bytes that are there before it is used, and what does not agree is
-refused.
+The header's only entry, ``fewtune``, is JSON: format, version, checksum (SHA-256 of the whole file with the checksum's
+own 64 characters set to zero), dtype, number of connections, metadata. Nothing in a file is ever executed, every length
+is checked against the bytes that are there before it is used, and what does not agree is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +26,65 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fewtune.delta.checks import check_contents
-from fewtune.delta.fingerprint import Covered, Fingerprint
-from fewtune.delta.packing import Layout, decode_all, encode_all, pack, unpack
+from fewtune.delta import strict
+from fewtune.delta.checks import as_json, check_contents
+from fewtune.delta.fingerprint import Fingerprint
+from fewtune.delta.packing import decode_all, encode_all, pack, unpack
 from fewtune.delta.task import Delta
 from fewtune.errors import DeltaError, FewtuneError
 from fewtune.files import write_bytes
-from fewtune.neurons import Anatomy, Role
+from fewtune.neurons import Role
 from fewtune.selection import Selection
 
 FORMAT = "fewtune-delta"
 VERSION = 1
 NO_CHECKSUM = "0" * 64
-HEADER_LIMIT = 64 * 2**20
-DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+HEADER_LIMIT = 16 * 2**20
+"""Most bytes of JSON that are looked at."""
+DAMAGE = (
+    SafetensorError,
+    FewtuneError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    RuntimeError,
+    zlib.error,
+)
+"""What a damaged file may cause before it is found out."""
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, *BITS.values(), torch.int8)
+}
 
 
 def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
     """The file's bytes; the same delta always gives the same. ``dtype``: as in `Delta.save`."""
-    from fewtune.delta.taking import as_json
-
     choice = delta.choice
-    layouts, tables, numbers = encode_all(choice.places)
-    values = {name: _rounded(name, delta.values[name], dtype) for name in layouts}
+    layouts, tables, integers = encode_all(choice.places)
+    numbers = {n: _rounded(n, delta.new(n), dtype) for n in (*layouts, *delta.whole, *delta.buffers)}
     model = {
         "anatomy": choice.anatomy.to_json(),
         "dense": {role.value: list(names) for role, names in choice.dense.items()},
-        "layers": {n: [form.count, form.hot, form.gaps, _name(values[n].dtype)] for n, form in layouts.items()},
-        "widths": [tables.dtype.itemsize, numbers.dtype.itemsize],
+        "layers": {name: [form.count, form.hot, form.gaps] for name, form in layouts.items()},
+        "widths": [tables.dtype.itemsize, integers.dtype.itemsize],
+        "dtypes": {name: _name(tensor.dtype) for name, tensor in numbers.items()},
+        "buffers": {name: list(buffer.shape) for name, buffer in delta.buffers.items()},
         "covered": {n: [list(c.shape), c.floating] for n, c in delta.fingerprint.tensors.items()},
     }
-    tensors = {
+    blocks = {
         "model": zlib.compress(json.dumps(model).encode(), 9),
-        "tables": pack(tables),
-        "places": pack(numbers),
         "fingerprint": delta.fingerprint.to_bytes(),
+        "tables": pack(tables),
+        "places": pack(integers),
     }
-    for kind in dict.fromkeys(_name(v.dtype) for v in values.values()):
-        together = torch.cat([v for v in values.values() if _name(v.dtype) == kind])
-        tensors[f"values.{kind}"] = pack(together.view(BITS[together.itemsize]).numpy())
-    stored = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in tensors.items()}
-    for prefix, group in {"whole": delta.whole, "buffer": delta.buffers}.items():
-        stored |= {f"{prefix}.{name}": _rounded(name, tensor, dtype) for name, tensor in group.items()}
+    for kind in dict.fromkeys(tensor.dtype for tensor in numbers.values()):
+        together = torch.cat([tensor.reshape(-1) for tensor in numbers.values() if tensor.dtype is kind])
+        blocks[f"numbers.{_name(kind)}"] = pack(together.view(BITS[kind.itemsize]).numpy())
+    stored = {name: torch.frombuffer(bytearray(block), dtype=torch.uint8) for name, block in blocks.items()}
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -103,7 +117,11 @@ def load_delta(path: str | Path) -> Delta:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(8)
+            content += file.read(min(int.from_bytes(content, "little"), HEADER_LIMIT))
+            _header(content, str(path))  # before all of a large file of another kind is read
+            content += file.read()
     except FileNotFoundError as error:
         raise DeltaError(f"{path} does not exist") from error
     except OSError as error:
@@ -117,46 +135,40 @@ def from_bytes(content: bytes, source: str = "the delta") -> Delta:
     Raises:
         DeltaError: as `load_delta`.
     """
-    try:
-        header = _header(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DeltaError(f"{source} is not a delta file, or its beginning is damaged ({error})") from error
-    if header["format"] != FORMAT:
-        raise DeltaError(f"{source} is a {str(header['format'])[:80]} file; expected a {FORMAT}")
-    version = header.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise DeltaError(f"{source} has version {version}; this fewtune reads up to {VERSION}: update fewtune")
-    if version != VERSION or header.get("checksum") != _checksum(content, header.get("checksum")):
+    header = _header(content, source)
+    if header.get("checksum") != _checksum(content, header.get("checksum")):
         raise DeltaError(f"{source} is truncated or altered: its checksum does not agree; get the file again")
     try:
         delta = _decode(safetensors.torch.load(content), header)
         check_contents(delta)
-    except (
-        SafetensorError,
-        FewtuneError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-        ZeroDivisionError,
-        RuntimeError,
-        zlib.error,
-    ) as error:
+    except DAMAGE as error:
         raise DeltaError(f"{source} is damaged: {error}") from error
     return delta
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """What the file says of itself in its safetensors header."""
-    length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(HEADER_LIMIT, len(content) - 8):
-        raise ValueError("no safetensors header")
-    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fewtune"])
-    if not isinstance(header, dict) or not isinstance(header["format"], str):
-        raise ValueError("no format is named")
+def _header(content: bytes, source: str) -> dict[str, Any]:
+    """What a file says of itself, read from its beginning: the safetensors header is enough.
+
+    Raises:
+        DeltaError: it is no delta, or one of a newer version.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        if not 2 <= length <= min(HEADER_LIMIT, len(content) - 8):
+            raise ValueError("it has no safetensors header")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if "fewtune" not in metadata:
+            raise ValueError("it is a safetensors file of another program")
+        header = strict.mapping(json.loads(metadata["fewtune"]), "its header")
+        kind, version = str(header["format"]), header["version"]
+    except DAMAGE as error:
+        raise DeltaError(f"{source} is not a delta file, or its beginning is damaged: {error}") from error
+    if kind != FORMAT:
+        raise DeltaError(f"{source} is a {kind[:80]!r} file; expected a {FORMAT}")
+    if type(version) is int and version > VERSION:
+        raise DeltaError(f"{source} has version {version}; this fewtune reads up to {VERSION}: update fewtune")
+    if type(version) is not int or version < 1:
+        raise DeltaError(f"{source} has an impossible version: it is damaged; get the file again")
     return header
 
 
@@ -172,42 +184,46 @@ def _checksum(content: bytes, present: Any) -> str | None:
 
 
 def _decode(stored: dict[str, Tensor], header: dict[str, Any]) -> Delta:
-    blocks = {n: t.numpy().tobytes() for n, t in stored.items() if t.dtype is torch.uint8 and t.ndim == 1}
+    blocks = {name: tensor.numpy().tobytes() for name, tensor in stored.items()}
     model = json.loads(_inflate(blocks["model"]))
-    anatomy = Anatomy.from_json(model["anatomy"])
-    layers = {n: Layout(int(count), int(hot), gaps is True) for n, (count, hot, gaps, _) in model["layers"].items()}
-    if any(layout.count < 1 or layout.hot < 0 for layout in layers.values()):
-        raise ValueError("a layer has a negative length")
+    anatomy = strict.anatomy(model["anatomy"])
+    layers = {name: strict.layout(form) for name, form in strict.mapping(model["layers"], "the list of layers").items()}
     totals = sum(form.hot for form in layers.values()), sum(form.count for form in layers.values())
-    tables, numbers = (
+    tables, integers = (
         unpack(blocks[block], width, total)
         for block, width, total in zip(("tables", "places"), model["widths"], totals, strict=True)
     )
     matrices = {n: (anatomy.views[n].neurons, anatomy.views[n].fan_in) for n in layers}
-    places = dict(decode_all(layers, matrices, tables, numbers))
-    dense = {Role(role): tuple(names) for role, names in model["dense"].items()}
+    found = dict(decode_all(layers, matrices, tables, integers))
+    places = {name: found[name] for name in anatomy.views if name in found}
+    dense = strict.mapping(model["dense"], "the list of dense parameters").items()
+    choice = Selection(anatomy, places, {Role(role): strict.names(names, anatomy.shapes) for role, names in dense})
+    whole = {name: anatomy.shapes[name] for name in (*choice.whole, *choice.head)}
+    buffers = {n: strict.shape(size) for n, size in strict.mapping(model["buffers"], "the list of buffers").items()}
+    shapes = {**{name: (form.count,) for name, form in layers.items()}, **whole, **buffers}
+    covered = {n: strict.covered(c) for n, c in strict.mapping(model["covered"], "the list of tensors").items()}
+    numbers = _numbers(shapes, model["dtypes"], blocks)
     return Delta(
-        Selection(anatomy, places, dense),
-        _values({n: (layers[n].count, kind) for n, (_, _, _, kind) in model["layers"].items()}, blocks),
-        {n.removeprefix("whole."): t for n, t in stored.items() if n.startswith("whole.")},
-        {n.removeprefix("buffer."): t for n, t in stored.items() if n.startswith("buffer.")},
-        Fingerprint.from_bytes(
-            {n: Covered(tuple(shape), floating) for n, (shape, floating) in model["covered"].items()},
-            blocks["fingerprint"],
-        ),
-        header["metadata"],
+        choice,
+        values={name: numbers[name] for name in places},
+        whole={name: numbers[name] for name in whole},
+        buffers={name: numbers[name] for name in buffers},
+        fingerprint=Fingerprint.from_bytes(covered, blocks["fingerprint"]),
+        metadata=as_json(strict.mapping(header["metadata"], "the metadata")),
     )
 
 
-def _values(layers: dict[str, tuple[int, str]], blocks: dict[str, bytes]) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-    for kind in dict.fromkeys(kind for _, kind in layers.values()):
-        names = [n for n, (_, k) in layers.items() if k == kind]
-        counts = [layers[n][0] for n in names]
-        bits = unpack(blocks[f"values.{kind}"], DTYPES[kind], sum(counts)).view(f"<i{DTYPES[kind]}")
-        together = torch.from_numpy(bits).view(getattr(torch, kind))
-        values |= dict(zip(names, together.split(counts), strict=True))
-    return {name: values[name] for name in layers}
+def _numbers(shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str], blocks: dict[str, bytes]) -> dict[str, Tensor]:
+    """All tensors of the delta, cut from the streams of their dtypes."""
+    result: dict[str, Tensor] = {}
+    for kind in dict.fromkeys(dtypes.values()):
+        names, dtype = [name for name in shapes if dtypes[name] == kind], DTYPES[kind]
+        counts = [prod(shapes[name]) for name in names]
+        bits = unpack(blocks[f"numbers.{kind}"], dtype.itemsize, sum(counts))
+        together = torch.from_numpy(bits.view(f"i{dtype.itemsize}")).view(dtype)
+        parts = zip(names, together.split(counts), strict=True)
+        result |= {name: part.view(shapes[name]) for name, part in parts}
+    return result
 
 
 def _inflate(data: bytes) -> bytes:
@@ -220,6 +236,8 @@ def _inflate(data: bytes) -> bytes:
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor in the dtype of the file."""
+    if tensor.dtype not in DTYPES.values():
+        raise DeltaError(f"{name} is of {tensor.dtype}, which a delta file cannot hold; expected one of {list(DTYPES)}")
     if dtype is None or not tensor.is_floating_point():
         return tensor
     if dtype not in (torch.float16, torch.bfloat16):

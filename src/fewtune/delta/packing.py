@@ -67,8 +67,8 @@ def unpack(data: bytes, width: int, count: int) -> np.ndarray:
     Raises:
         ValueError: the data is damaged.
     """
-    if width not in (1, 2, 4, 8):
-        raise ValueError(f"integers of {width} bytes")
+    if width not in (1, 2, 4, 8) or count < 0:
+        raise ValueError(f"{count} integers of {width} bytes")
     planes, start = [], 0
     for _ in range(width):
         length = int.from_bytes(data[start : start + 8], "little")
@@ -120,6 +120,8 @@ def decode(layout: Layout, neurons: int, fan_in: int, table: np.ndarray, numbers
     Raises:
         ValueError: a place is out of range, out of order or there twice.
     """
+    if (len(table), len(numbers)) != (layout.hot, layout.count):
+        raise ValueError("a layer has another number of places than stated")
     width = layout.hot or fan_in
     if min(neurons, fan_in) < 1 or neurons * fan_in > MATRIX_LIMIT or width > fan_in:
         raise ValueError(f"a matrix of {neurons} x {fan_in} with {layout.hot} hot columns")
