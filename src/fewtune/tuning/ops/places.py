@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtune.tuning.ops import cost
+
 
 @dataclass(frozen=True, eq=False)
 class SelectedPlaces:
@@ -16,8 +18,12 @@ class SelectedPlaces:
     Made by `SelectedPlaces.of`. A plain value: neither a module nor a buffer, so that nothing broadcasts,
     averages or saves it. Values belong to connections in the order of `index` (row by row) or of `rows`.
 
-    A hot column is one that some neuron selected. In a grouped convolution, each group has columns of its own, so
-    hot columns are counted over all groups: (channel over all groups) * taps + tap.
+    A hot column is one that some neuron selected. Real selections use them very unevenly: with K = 1, eight columns of
+    a ViT's layer serve nine neurons in ten. The first `common` hot columns are each used by enough neurons for a dense
+    product over them to pay; the connections to the rest are `rare` and are computed one by one.
+
+    In a grouped convolution each group has columns of its own, so hot columns are counted over all groups:
+    (channel over all groups) * taps + tap.
 
     Attributes:
         neurons, fan_in: shape of the weight's matrix.
@@ -25,8 +31,11 @@ class SelectedPlaces:
         taps: kernel positions of a convolution (1 for a linear layer); column = channel in group * taps + tap.
         index: [neurons, K] selected columns, where every neuron has the same number K of them; else None.
         rows, columns: [nnz] row and column of each connection where `index` is None; else None.
-        hot: [H] distinct hot columns, ascending.
+        hot: [H] distinct hot columns, the most used first.
         slot: position in `hot` of each connection's column, shaped as `index` or as `columns`.
+        common: how many of the hot columns a dense product is worth.
+        rare: [R] which connections (positions in the flattened `slot`) have another column than those.
+        rare_rows: [R] their neurons, ascending.
         hot_channels: [C] distinct input channels (over all groups) of the hot columns, ascending.
         hot_channel: [H] position in `hot_channels` of each hot column's channel.
         hot_tap: [H] kernel position of each hot column.
@@ -41,6 +50,9 @@ class SelectedPlaces:
     columns: Tensor | None
     hot: Tensor
     slot: Tensor
+    common: int
+    rare: Tensor
+    rare_rows: Tensor
     hot_channels: Tensor
     hot_channel: Tensor
     hot_tap: Tensor
@@ -77,7 +89,11 @@ class SelectedPlaces:
         form = (neurons, -1) if uniform else (-1,)
 
         group = torch.div(rows, neurons // groups, rounding_mode="floor")
-        hot, slot = torch.unique(group * fan_in + columns, return_inverse=True)
+        hot, slot, uses = torch.unique(group * fan_in + columns, return_inverse=True, return_counts=True)
+        uses, order = uses.sort(descending=True, stable=True)
+        hot, slot = hot[order], order.argsort()[slot]
+        common = int((uses >= cost.uses_worth_a_product(neurons)).sum())
+        rare = (slot >= common).nonzero().squeeze(1)
         channels = torch.div(hot, taps, rounding_mode="floor")
         hot_channels, hot_channel = torch.unique(channels, return_inverse=True)
         places = cls(
@@ -90,6 +106,9 @@ class SelectedPlaces:
             columns=None if uniform else columns,
             hot=hot,
             slot=slot.view(form),
+            common=common,
+            rare=rare,
+            rare_rows=rows[rare],
             hot_channels=hot_channels,
             hot_channel=hot_channel,
             hot_tap=hot - channels * taps,
