@@ -168,7 +168,7 @@ def page(results: dict[str, Any], epochs: int, seeds: int) -> str:
     for name, rows in results.items():
         lines += [f"## {TITLES[name]}", ""]
         lines += [
-            "| method | rate | trained | % of backbone | test accuracy, mean ± sd | GPS minus this | seconds | task file |"
+            "| method | rate | trained | % of backbone | test accuracy, mean ± sd | GPS minus it | seconds | file |"
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for method, row in rows.items():

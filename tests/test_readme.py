@@ -60,3 +60,14 @@ def test_shell(tmp_path: Path) -> None:
 def test_links() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_page_of_settings_is_of_today() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import runpy; print(runpy.run_path('docs/make_recipe_page.py')['page'](), end='')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout == (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
