@@ -48,7 +48,9 @@ def once(backward: Backward) -> Backward:
 
 def recorded(values: Tensor) -> bool:
     """Whether autograd records what is done with the values."""
-    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and values.requires_grad
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # a compiler cannot be asked
+        return False
+    return torch.is_grad_enabled() and values.requires_grad
 
 
 class Handed(torch.autograd.Function):
