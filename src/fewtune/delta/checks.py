@@ -74,8 +74,8 @@ def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
         DeltaError: something in it is no JSON value, or a key is no string.
     """
     try:
-        if not all(isinstance(key, str) for key in metadata):
-            raise TypeError("a key is no string")
+        if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+            raise TypeError("not a mapping from strings")
         result: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise DeltaError(f"metadata must be JSON values by name: {error}") from error

@@ -26,21 +26,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fewtune.delta import strict
 from fewtune.delta.checks import as_json, check_contents
+from fewtune.delta.description import LIMIT, Description
 from fewtune.delta.fingerprint import Fingerprint
-from fewtune.delta.packing import decode_all, encode_all, pack, unpack
+from fewtune.delta.packing import bit_length, decode_all, encode_all, pack, unpack
 from fewtune.delta.task import Delta
 from fewtune.errors import DeltaError, FewtuneError
 from fewtune.files import write_bytes
-from fewtune.neurons import Role
 from fewtune.selection import Selection
 
 FORMAT = "fewtune-delta"
 VERSION = 1
 NO_CHECKSUM = "0" * 64
-HEADER_LIMIT = 16 * 2**20
-"""Most bytes of JSON that are looked at."""
 DAMAGE = (
     SafetensorError,
     FewtuneError,
@@ -65,25 +62,26 @@ def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
     """The file's bytes; the same delta always gives the same. ``dtype``: as in `Delta.save`."""
     choice = delta.choice
     layouts, tables, integers = encode_all(choice.places)
+    bits = bit_length(tables), bit_length(integers)
     numbers = {n: _rounded(n, delta.new(n), dtype) for n in (*layouts, *delta.whole, *delta.buffers)}
-    model = {
-        "anatomy": choice.anatomy.to_json(),
-        "dense": {role.value: list(names) for role, names in choice.dense.items()},
-        "layers": {name: [form.count, form.hot, form.gaps] for name, form in layouts.items()},
-        "widths": [tables.dtype.itemsize, integers.dtype.itemsize],
-        "dtypes": {name: _name(tensor.dtype) for name, tensor in numbers.items()},
-        "buffers": {name: list(buffer.shape) for name, buffer in delta.buffers.items()},
-        "covered": {n: [list(c.shape), c.floating] for n, c in delta.fingerprint.tensors.items()},
-    }
+    description = Description(
+        choice.anatomy,
+        choice.dense,
+        layouts,
+        bits,
+        buffers={name: tuple(buffer.shape) for name, buffer in delta.buffers.items()},
+        dtypes={name: _name(tensor.dtype) for name, tensor in numbers.items()},
+        covered=delta.fingerprint.tensors,
+    )
     blocks = {
-        "model": zlib.compress(json.dumps(model).encode(), 9),
+        "model": description.to_bytes(),
         "fingerprint": delta.fingerprint.to_bytes(),
-        "tables": pack(tables),
-        "places": pack(integers),
+        "tables": pack(tables, bits[0]),
+        "places": pack(integers, bits[1]),
     }
     for kind in dict.fromkeys(tensor.dtype for tensor in numbers.values()):
         together = torch.cat([tensor.reshape(-1) for tensor in numbers.values() if tensor.dtype is kind])
-        blocks[f"numbers.{_name(kind)}"] = pack(together.view(BITS[kind.itemsize]).numpy())
+        blocks[f"numbers.{_name(kind)}"] = pack_numbers(together)
     stored = {name: torch.frombuffer(bytearray(block), dtype=torch.uint8) for name, block in blocks.items()}
     header = {
         "format": FORMAT,
@@ -119,7 +117,7 @@ def load_delta(path: str | Path) -> Delta:
     try:
         with path.open("rb") as file:
             content = file.read(8)
-            content += file.read(min(int.from_bytes(content, "little"), HEADER_LIMIT))
+            content += file.read(min(int.from_bytes(content, "little"), LIMIT))
             _header(content, str(path))  # before all of a large file of another kind is read
             content += file.read()
     except FileNotFoundError as error:
@@ -154,12 +152,12 @@ def _header(content: bytes, source: str) -> dict[str, Any]:
     """
     try:
         length = int.from_bytes(content[:8], "little")
-        if not 2 <= length <= min(HEADER_LIMIT, len(content) - 8):
+        if not 2 <= length <= min(LIMIT, len(content) - 8):
             raise ValueError("it has no safetensors header")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         if "fewtune" not in metadata:
             raise ValueError("it is a safetensors file of another program")
-        header = strict.mapping(json.loads(metadata["fewtune"]), "its header")
+        header = dict(json.loads(metadata["fewtune"]))
         kind, version = str(header["format"]), header["version"]
     except DAMAGE as error:
         raise DeltaError(f"{source} is not a delta file, or its beginning is damaged: {error}") from error
@@ -185,53 +183,41 @@ def _checksum(content: bytes, present: Any) -> str | None:
 
 def _decode(stored: dict[str, Tensor], header: dict[str, Any]) -> Delta:
     blocks = {name: tensor.numpy().tobytes() for name, tensor in stored.items()}
-    model = json.loads(_inflate(blocks["model"]))
-    anatomy = strict.anatomy(model["anatomy"])
-    layers = {name: strict.layout(form) for name, form in strict.mapping(model["layers"], "the list of layers").items()}
-    totals = sum(form.hot for form in layers.values()), sum(form.count for form in layers.values())
-    tables, integers = (
-        unpack(blocks[block], width, total)
-        for block, width, total in zip(("tables", "places"), model["widths"], totals, strict=True)
-    )
-    matrices = {n: (anatomy.views[n].neurons, anatomy.views[n].fan_in) for n in layers}
-    found = dict(decode_all(layers, matrices, tables, integers))
-    places = {name: found[name] for name in anatomy.views if name in found}
-    dense = strict.mapping(model["dense"], "the list of dense parameters").items()
-    choice = Selection(anatomy, places, {Role(role): strict.names(names, anatomy.shapes) for role, names in dense})
-    whole = {name: anatomy.shapes[name] for name in (*choice.whole, *choice.head)}
-    buffers = {n: strict.shape(size) for n, size in strict.mapping(model["buffers"], "the list of buffers").items()}
-    shapes = {**{name: (form.count,) for name, form in layers.items()}, **whole, **buffers}
-    covered = {n: strict.covered(c) for n, c in strict.mapping(model["covered"], "the list of tensors").items()}
-    numbers = _numbers(shapes, model["dtypes"], blocks)
+    description = Description.from_bytes(blocks["model"])
+    layers, views = description.layers, description.anatomy.views
+    tables = unpack(blocks["tables"], description.bits[0], sum(form.hot for form in layers.values()))
+    integers = unpack(blocks["places"], description.bits[1], sum(form.count for form in layers.values()))
+    matrices = {name: (views[name].neurons, views[name].fan_in) for name in layers}
+    places = dict(decode_all(layers, matrices, tables, integers))
+    choice = Selection(description.anatomy, {n: places[n] for n in views if n in places}, description.dense)
+    numbers = _numbers(description, blocks)
     return Delta(
         choice,
-        values={name: numbers[name] for name in places},
-        whole={name: numbers[name] for name in whole},
-        buffers={name: numbers[name] for name in buffers},
-        fingerprint=Fingerprint.from_bytes(covered, blocks["fingerprint"]),
-        metadata=as_json(strict.mapping(header["metadata"], "the metadata")),
+        values={name: numbers[name] for name in choice.places},
+        whole={name: numbers[name] for name in (*choice.whole, *choice.head)},
+        buffers={name: numbers[name] for name in description.buffers},
+        fingerprint=Fingerprint.from_bytes(description.covered, blocks["fingerprint"]),
+        metadata=as_json(header["metadata"]),
     )
 
 
-def _numbers(shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str], blocks: dict[str, bytes]) -> dict[str, Tensor]:
+def pack_numbers(numbers: Tensor) -> bytes:
+    """The bits of a 1-D tensor, packed."""
+    return pack(numbers.view(BITS[numbers.itemsize]).numpy(), 8 * numbers.itemsize)
+
+
+def _numbers(description: Description, blocks: dict[str, bytes]) -> dict[str, Tensor]:
     """All tensors of the delta, cut from the streams of their dtypes."""
     result: dict[str, Tensor] = {}
-    for kind in dict.fromkeys(dtypes.values()):
-        names, dtype = [name for name in shapes if dtypes[name] == kind], DTYPES[kind]
-        counts = [prod(shapes[name]) for name in names]
-        bits = unpack(blocks[f"numbers.{kind}"], dtype.itemsize, sum(counts))
+    for kind in dict.fromkeys(description.dtypes.values()):
+        dtype = DTYPES[kind]
+        shapes = {name: size for name, size in description.shapes.items() if description.dtypes[name] == kind}
+        counts = [prod(size) for size in shapes.values()]
+        bits = unpack(blocks[f"numbers.{kind}"], 8 * dtype.itemsize, sum(counts))
         together = torch.from_numpy(bits.view(f"i{dtype.itemsize}")).view(dtype)
-        parts = zip(names, together.split(counts), strict=True)
+        parts = zip(shapes, together.split(counts), strict=True)
         result |= {name: part.view(shapes[name]) for name, part in parts}
     return result
-
-
-def _inflate(data: bytes) -> bytes:
-    decoder = zlib.decompressobj()
-    content = decoder.decompress(data, HEADER_LIMIT)
-    if not decoder.eof:
-        raise ValueError("the description of the model is damaged")
-    return content
 
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
