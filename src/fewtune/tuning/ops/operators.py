@@ -54,7 +54,7 @@ def _best(
     rare: Tensor,
     rare_rows: Tensor,
 ) -> Tensor:
-    if rows is None and triton.usable(dy, x, slot):
+    if rows is None and triton.usable(dy, x):
         return triton.selected_gradient(dy, x, slot if hot is None else hot[slot])
     return cpu.selected_gradient(dy, x, slot, rows, hot, common, rare, rare_rows)
 
