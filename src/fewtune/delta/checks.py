@@ -38,10 +38,10 @@ def check_contents(delta: Delta) -> None:
         raise DeltaError("the delta's dense parameters are not those that its selection trains whole")
     if len(delta.positions) != len(delta.values) + len(delta.whole) + len(delta.buffers):
         raise DeltaError("the delta holds a tensor twice")
-    backbone = {name for name, role in choice.anatomy.roles.items() if role is not Role.HEAD} | set(
-        choice.anatomy.views
-    )
-    if not delta.fingerprint.tensors.keys() >= backbone:
+    known = {n: covered.shape for n, covered in delta.fingerprint.tensors.items()}
+    original = {n: shape for n, shape in shapes.items() if choice.anatomy.roles.get(n) is not Role.HEAD}
+    original |= {n: tuple(buffer.shape) for n, buffer in delta.buffers.items()}
+    if any(known.get(name) != shape for name, shape in original.items()):
         raise DeltaError("the delta's fingerprint does not cover its backbone")
     for name, values in delta.values.items():
         if tuple(values.shape) != (len(choice.places[name]),):
@@ -174,10 +174,6 @@ def _check_kinds(delta: Delta, tensors: Inventory) -> None:
             raise DeltaError(f"{name} is on the meta device: load the backbone's weights first")
         if hasattr(tensor, "full_tensor"):
             raise DeltaError(f"{name} is sharded: apply the delta to the model before it is wrapped")
-        if name in delta.buffers and tensor.shape != delta.buffers[name].shape:
-            raise DeltaError(
-                f"the buffer {name} is {list(delta.buffers[name].shape)} in the delta; the model's differs"
-            )
         if name not in delta.buffers and not tensor.is_floating_point():
             raise DeltaError(f"{name} is of {tensor.dtype} in the model; only floating-point weights can be written")
         if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):

@@ -92,9 +92,7 @@ def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
         "metadata": as_json(delta.metadata),
     }
     content = safetensors.torch.save(stored, {"fewtune": json.dumps(header)})
-    checksum = _checksum(content, NO_CHECKSUM)
-    assert checksum is not None
-    return content.replace(NO_CHECKSUM.encode(), checksum.encode(), 1)
+    return content.replace(NO_CHECKSUM.encode(), _checksum(content, NO_CHECKSUM).encode(), 1)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -134,13 +132,14 @@ def from_bytes(content: bytes, source: str = "the delta") -> Delta:
         DeltaError: as `load_delta`.
     """
     header = _header(content, source)
-    if header.get("checksum") != _checksum(content, header.get("checksum")):
+    present = header.get("checksum")
+    if not isinstance(present, str) or not present.isascii() or present != _checksum(content, present):
         raise DeltaError(f"{source} is truncated or altered: its checksum does not agree; get the file again")
     try:
         delta = _decode(safetensors.torch.load(content), header)
         check_contents(delta)
     except DAMAGE as error:
-        raise DeltaError(f"{source} is damaged: {error}") from error
+        raise DeltaError(f"{source} is damaged: {_said(error)}") from error
     return delta
 
 
@@ -160,7 +159,7 @@ def _header(content: bytes, source: str) -> dict[str, Any]:
         header = dict(json.loads(metadata["fewtune"]))
         kind, version = str(header["format"]), header["version"]
     except DAMAGE as error:
-        raise DeltaError(f"{source} is not a delta file, or its beginning is damaged: {error}") from error
+        raise DeltaError(f"{source} is not a delta file, or its beginning is damaged: {_said(error)}") from error
     if kind != FORMAT:
         raise DeltaError(f"{source} is a {kind[:80]!r} file; expected a {FORMAT}")
     if type(version) is int and version > VERSION:
@@ -170,14 +169,18 @@ def _header(content: bytes, source: str) -> dict[str, Any]:
     return header
 
 
-def _checksum(content: bytes, present: Any) -> str | None:
-    """SHA-256 of the file as it was before its checksum was set."""
-    if not isinstance(present, str) or len(present) != 64 or not present.isascii():
-        return None
+def _said(error: Exception) -> str:
+    """An exception of a library in one line."""
+    text = " ".join(str(error).split())
+    return f"it holds no {text}" if isinstance(error, KeyError) else text
+
+
+def _checksum(content: bytes, present: str) -> str:
+    """SHA-256 of the file as it was before its checksum, ``present``, was set."""
     at = content.find(present.encode())
     total = hashlib.sha256(content[:at])
     total.update(NO_CHECKSUM.encode())
-    total.update(memoryview(content)[at + 64 :])
+    total.update(memoryview(content)[at + len(present) :])
     return total.hexdigest()
 
 
