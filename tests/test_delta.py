@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from safetensors import safe_open
 from torch import nn
 
 from delta_cases import Small, Task, anatomy_of, bits, choose, made_up, same_bits, state
-from fewtune.delta import Delta, applied, load_delta, swap, take
+from fewtune.delta import applied, load_delta, swap, take
 from fewtune.delta.format import from_bytes, to_bytes
 from fewtune.errors import DeltaError
+from fewtune.neurons import Places, describe
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 HOW = [1, 2, 5, "ragged", "all", "one"]
@@ -136,8 +138,6 @@ def test_tied_weights() -> None:
             self.one, self.two, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
             self.two.weight = self.one.weight
 
-    from fewtune.neurons import describe
-
     model = Tied()
     task = made_up(model, choose(describe(model, head="head"), 2))
     task.delta.apply(model)
@@ -147,12 +147,40 @@ def test_tied_weights() -> None:
     assert same_bits(state(model), task.original)
 
 
-def test_compiled_wrapper_is_its_model(model: Small, task: Task) -> None:
-    compiled = torch.compile(model)
-    task.delta.apply(compiled)
-    assert applied(model) is task.delta
+def test_wrappers_are_their_model(model: Small, task: Task) -> None:
+    for wrapped in (torch.compile(model), nn.DataParallel(model), nn.DataParallel(torch.compile(model))):
+        task.delta.apply(wrapped)
+        assert applied(model) is task.delta
+        task.delta.revert(model)
+        assert same_bits(state(model), task.original)
+
+
+def test_swapping_does_not_compile_again() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    anatomy = describe(model, head="2")
+    tasks = [made_up(model, choose(anatomy, k), seed=k) for k in (1, 2)]
+    counter, images = CompileCounter(), torch.randn(3, 6)
+    compiled = torch.compile(model, backend=counter)
+    with torch.inference_mode():
+        outputs = [compiled(images)]
+        for task in tasks:
+            swap(compiled, task.delta)
+            outputs.append(compiled(images))
+        tasks[1].delta.revert(compiled)
+        assert bits(compiled(images)) == bits(outputs[0])
+    assert counter.frame_count == 1
+    assert len({bits(output) for output in outputs}) == 3
+
+
+def test_applied_in_inference_mode_and_reverted_outside(model: Small, task: Task) -> None:
+    with torch.inference_mode():
+        task.delta.apply(model)
     task.delta.revert(model)
     assert same_bits(state(model), task.original)
+    assert not any(t.is_inference() for t in model.state_dict().values())
+    model.linear(torch.randn(2, 9)).sum().backward()
 
 
 def test_model_made_in_inference_mode(task: Task) -> None:
@@ -309,7 +337,7 @@ def test_writing_is_atomic(task: Task, tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    other = Delta(**{**vars_of(task.delta), "metadata": {"other": 1}})
+    other = replace(task.delta, metadata={"other": 1})
     with pytest.raises(DeltaError, match="cannot be written: No space left on device"):
         other.save(path)
     monkeypatch.undo()
@@ -338,18 +366,9 @@ def test_a_write_that_fails_midway_is_undone(model: Small, task: Task, monkeypat
     assert applied(model) is None
 
 
-def test_take_reads_any_places_object(model: Small) -> None:
-    """A layer without connections is left out of the delta."""
-    from dataclasses import replace
-
-    from fewtune.neurons import Places
-
+def test_a_layer_without_connections_is_left_out(model: Small) -> None:
     selection = choose(anatomy_of(model), 1)
     empty = Places(7, 9, torch.empty(0, dtype=torch.int64))
     task = made_up(model, replace(selection, places={**selection.places, "linear.weight": empty}))
     assert "linear.weight" not in task.delta.values
     assert from_bytes(to_bytes(task.delta)) == task.delta
-
-
-def vars_of(delta: Delta) -> dict:
-    return {name: getattr(delta, name) for name in Delta.__dataclass_fields__}
