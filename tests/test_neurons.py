@@ -274,7 +274,7 @@ def test_a_parametrised_bias_keeps_its_role() -> None:
 def test_standardised_convolutions(name: str, gain: dict[str, str]) -> None:
     import timm.layers
 
-    views, roles = views_and_roles(getattr(timm.layers, name)(4, 6, 3))
+    views, roles = views_and_roles(getattr(timm.layers, name)(4, 6, 3, bias=True))
     assert views == {"weight": (6, 36)}
     assert roles == gain | {"bias": "bias"}
 
