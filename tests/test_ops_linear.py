@@ -168,14 +168,12 @@ def test_places_describe_the_selection() -> None:
     places = SelectedPlaces.of((2, 5), flat)
     assert places.k == 2
     assert places.nnz == 4
-    assert places.index is not None
-    assert places.index.tolist() == [[1, 3], [1, 4]]
+    assert places.columns.tolist() == [[1, 3], [1, 4]]
     assert places.hot.tolist() == [1, 3, 4]  # the most used first
     assert places.slot.tolist() == [[0, 1], [0, 2]]
     uneven = SelectedPlaces.of((3, 5), flat)
     assert uneven.k is None
     assert uneven.rows is not None
-    assert uneven.columns is not None
     assert uneven.rows.tolist() == [0, 0, 1, 1]
     assert uneven.columns.tolist() == [1, 3, 1, 4]
     assert uneven.hot[uneven.slot].tolist() == [1, 3, 1, 4]
@@ -189,12 +187,13 @@ def test_places_of_a_grouped_convolution_count_columns_over_all_groups() -> None
     assert places.hot_channels.tolist() == [1, 3]
     assert places.hot_channel.tolist() == [0, 1, 1]
     assert places.hot_tap.tolist() == [1, 1, 2]
+    assert places.columns.flatten().tolist() == [4, 4, 4, 5]
 
 
 def test_places_copy_pickle_and_move() -> None:
     places = uniform(6, 9, 2)
     for other in (copy.deepcopy(places), pickle.loads(pickle.dumps(places))):
-        assert torch.equal(other.index, places.index)
+        assert torch.equal(other.slot, places.slot)
         assert torch.equal(other.hot, places.hot)
     assert places.to("cpu") is places
     assert places.to("meta").slot.device.type == "meta"
