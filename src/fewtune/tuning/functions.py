@@ -53,6 +53,11 @@ def recorded(values: Tensor) -> bool:
     return torch.is_grad_enabled() and values.requires_grad
 
 
+def sharded(values: Tensor) -> bool:
+    """Whether this is one process's part of distributed values (a DTensor)."""
+    return hasattr(values, "to_local")
+
+
 class Handed(torch.autograd.Function):
     """The frozen weight, with a gradient that keeps the selected entries: for any use of a weight."""
 
