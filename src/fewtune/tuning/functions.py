@@ -18,6 +18,7 @@ from fewtune.errors import TuningError
 from fewtune.tuning.ops import (
     ConvShape,
     SelectedPlaces,
+    channels_last,
     conv_keep,
     conv_selected_gradient,
     linear_keep,
@@ -99,7 +100,7 @@ def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
 
 def own(y: Tensor) -> Tensor:
     """The same tensor, but never a view: what a function returns may then be changed in place, as a layer's may."""
-    return torch._unsafe_view(y, y.shape)
+    return torch.ops.aten._unsafe_view(y, y.shape)
 
 
 class SelectedLinear(torch.autograd.Function):
@@ -175,15 +176,16 @@ class SelectedConv(torch.autograd.Function):
         return dx, dv, None, db, None, None, None
 
 
-def conv_input_gradient(
-    dy: Tensor, weight: Tensor, shape: ConvShape, input_shape: torch.Size, last: bool
-) -> Tensor:
+def conv_input_gradient(dy: Tensor, weight: Tensor, shape: ConvShape, input_shape: torch.Size, last: bool) -> Tensor:
     """dL/dx of a convolution, which needs the input's shape and memory format alone.
 
     The format is told by a tensor that is never written, so that no memory is touched for it on a CPU; without it the
     library would compute channels first and copy dy and dx there and back.
     """
-    no_input = dy.new_empty(input_shape) if not last else dy.new_empty(input_shape[:1] + input_shape[2:] + input_shape[1:2]).movedim(-1, 1)
+    images, channels, *size = input_shape
+    no_input = dy.new_empty(1).expand(input_shape)
+    if last:
+        no_input = dy.new_empty(images, *size, channels).movedim(-1, 1)
     none = [0] * len(shape.stride)
     dx, _, _ = torch.ops.aten.convolution_backward(
         dy, no_input, weight, None, shape.stride, shape.padding, shape.dilation, False, none, shape.groups,
