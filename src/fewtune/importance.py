@@ -47,8 +47,8 @@ class Scores(Mapping[str, Tensor]):
         if zero:
             raise ImportanceError(
                 f"all scores are zero in {_names(zero)}: nothing tells its connections apart. If no batch held two "
-                "images of one class, use a larger batch or two views; if the objective does not reach the layer, leave "
-                "it out with roles={'pattern of its parameter names': 'other'}"
+                "images of one class, use a larger batch or two views; if the objective does not reach the layer, "
+                "leave it out with roles={'pattern of its parameter names': 'other'}"
             )
         self._scores = dict(scores)
         self.anatomy = anatomy
@@ -331,5 +331,7 @@ def random_importance(
     With granularity "neuron" the paper's random choice per neuron, with "network" over the whole network.
     """
     anatomy = describe(model, head, roles)
-    generator = torch.Generator().manual_seed(seed)
-    return Scores({name: torch.rand(v.shape, generator=generator) for name, v in anatomy.views.items()}, anatomy)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return Scores(
+        {name: torch.rand(v.shape, generator=generator, device="cpu") for name, v in anatomy.views.items()}, anatomy
+    )

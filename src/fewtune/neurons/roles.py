@@ -279,7 +279,7 @@ def behaves_like_norm(module: nn.Module) -> bool:
     device = next(probe.parameters()).device
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 3, width), (2, width, 4, 4)):
-        x = torch.randn(shape, generator=generator).to(device)
+        x = torch.randn(shape, generator=generator, device="cpu").to(device)
         try:
             with torch.no_grad():
                 once, scaled = probe(x), probe(64.0 * x)
