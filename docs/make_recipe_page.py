@@ -1,6 +1,6 @@
 """Writes docs/recipe.md, the list of all settings, from the settings themselves.
 
-    python docs/make_recipe_page.py
+python docs/make_recipe_page.py
 """
 
 from __future__ import annotations
