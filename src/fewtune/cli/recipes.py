@@ -16,8 +16,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")
     from fewtune.recipes.table import ROWS
 
     rows = [
-        {"recipe": row.name, "data": row.data, "model": row.checkpoint.model, "paper": row.paper or "",
-         "where": row.table, "ours": "not yet measured"}
+        {"recipe": row.name, "model": row.checkpoint.model.removeprefix("timm:"), "paper, %": row.paper or "",
+         "table": row.table, "ours": "not yet measured"}
         for row in ROWS.values()
     ]  # fmt: skip
     if as_json:

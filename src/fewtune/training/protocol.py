@@ -109,6 +109,8 @@ def fit(
 
 def prepare(recipe: Recipe) -> Work:
     """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    if recipe.ood:
+        check_sets(recipe.ood, recipe.data)
     data = load_data(
         recipe.data,
         seed=recipe.seed,
@@ -119,8 +121,6 @@ def prepare(recipe: Recipe) -> Work:
         shots=recipe.shots,
         progress=log.info,
     )
-    if recipe.ood:
-        check_sets(recipe.ood, recipe.data)
     if data.val is None:
         raise DataError(f"{data.name} has too few training images to split validation images off")
     data.check()
@@ -215,8 +215,8 @@ def _finish(
         found, labels = probabilities(work.backbone.model, loader, device, "test")
         metrics["test"] = report(found, labels, work.data.class_names).to_json()
         write_predictions(folder.predictions, prediction_rows(test.names, found, work.data.class_names, test.labels))
-    if recipe.ood:
-        metrics["ood"] = score_sets(recipe, work.backbone, work.data.class_names)
+    if work.recipe.ood:
+        metrics["ood"] = score_sets(work.recipe, work.backbone, work.data.class_names)
     if history:
         metrics["training_seconds"] = sum(entry["seconds"] for entry in history)
         draw_curves(history, folder.curves)
