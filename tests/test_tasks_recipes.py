@@ -20,7 +20,9 @@ from fewtune.recipes.write import render
 from fewtune.training import fit
 from fewtune.training.module import Classifier
 
-SMALLEST = {"vit_b16": "timm:test_vit", "swin_b": "timm:swin_tiny_patch4_window7_224", "convnext_b": "timm:test_convnext"}
+SMALLEST = {
+    "vit_b16": "timm:test_vit", "swin_b": "timm:swin_tiny_patch4_window7_224", "convnext_b": "timm:test_convnext"
+}  # fmt: skip
 """The smallest model of each family that timm has."""
 FULL_SIZE = ("fgvc/oxford-flowers-vit_b16", "cifar-100/swin_b", "fgvc/cub-200-2011-convnext_b")
 
@@ -93,7 +95,8 @@ def test_values_of_the_paper() -> None:
     vtab = [float(row.paper or "nan") for row in ROWS.values() if row.name.startswith("vtab/")]
     assert sum(vtab) / len(vtab) == pytest.approx(75.18, abs=0.005)  # the mean that Tab. 3 prints
     for key, mean in (("vit_b16", 91.78), ("swin_b", 92.56), ("convnext_b", 93.32)):  # Tab. 9
-        figures = [float(r.paper or "nan") for r in ROWS.values() if r.name.startswith("fgvc/") and r.name.endswith(key)]
+        rows = [row for name, row in ROWS.items() if name.startswith("fgvc/") and name.endswith(key)]
+        figures = [float(row.paper or "nan") for row in rows]
         assert sum(figures) / 5 == pytest.approx(mean, abs=0.005)
 
 
@@ -140,7 +143,7 @@ def test_recipe_by_name_path_and_overrides(tmp_path: Path) -> None:
     own.write_text("lr: 0.5\n")
     assert recipes.read([name, str(own)]).lr == 0.5
     assert recipes.run_name([name], recipes.read([name])) == "fgvc-nabirds-vit_b16-gps"
-    with pytest.raises(ConfigError, match="did you mean.*fgvc/nabirds-vit_b16"):
+    with pytest.raises(ConfigError, match=r"did you mean.*fgvc/nabirds-vit_b16"):
         recipes.read(["fgvc/nabird-vit_b16"])
     with pytest.raises(ConfigError, match="no configuration file"):
         recipes.read(["absent.yaml"])

@@ -10,10 +10,13 @@ import typer
 
 def fit(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Recipes (`fewtune recipes list`), YAML files, settings such as lr=1e-3 k=2 epochs=30.")
+        list[str] | None,
+        typer.Argument(help="Recipes, YAML files, and key=value settings such as lr=1e-3 k=2 epochs=30."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="timm:NAME, hf:ID, torchvision:NAME, file:PATH, demo:NAME")] = None,
-    data: Annotated[str | None, typer.Option(help="A folder of class folders, a CSV file, a data set's name; for a recipe: where its data lies")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Class folders, a CSV file, a data set's name; the folder of a recipe's data")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; left out, runs/DATA-METHOD")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in the folder.")] = False,

@@ -80,7 +80,7 @@ def cifar_data(folder: Path) -> ImageData:
 
 def _split(path: Path) -> Split:
     images, labels, names = read_images(path)
-    return Split(records=images, labels=labels, names=names, read=_picture)
+    return Split(records=list(images), labels=labels, names=names, read=_picture)
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

@@ -138,9 +138,9 @@ _VTAB: dict[str, tuple[str, str, int, str, str]] = {
     "smallnorb_ele": ("SmallNORB/elevation", "structured", 12150, "research use", "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/"),
 }  # fmt: skip
 _VTAB_FETCH = (
-    "images and lists as get_vtab1k.py of github.com/ZhangYuanhan-AI/NOAH (data/vtab-source) writes them from TensorFlow "
-    "Datasets; put the folder {0} into ROOT/vtab-1k/ or ROOT/. Lists in another order than TensorFlow Datasets' make "
-    "another task, not VTAB-1k"
+    "images and lists as get_vtab1k.py of github.com/ZhangYuanhan-AI/NOAH (data/vtab-source) writes them from "
+    "TensorFlow Datasets; put the folder {0} into ROOT/vtab-1k/ or ROOT/. Lists in another order "
+    "make another task, not VTAB-1k"
 )
 
 VTAB = tuple(
@@ -162,8 +162,8 @@ GENERAL = (
     Declaration(
         "imagenet-1k", "ImageNet-1k", "general", "imagenet", ("imagenet-1k", "imagenet", "ILSVRC2012"), 1000,
         Counts(1281167, None, 50000), _IMAGENET, "https://www.image-net.org/challenges/LSVRC/2012/",
-        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, after registering; put them "
-        "into imagenet-1k/ and `fewtune data prepare imagenet-1k --data ROOT` unpacks them", download="unpack",
+        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, after registering; put "
+        "them into imagenet-1k/ and `fewtune data prepare imagenet-1k --data ROOT` unpacks them", download="unpack",
     ),
 )  # fmt: skip
 

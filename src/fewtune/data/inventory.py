@@ -66,12 +66,13 @@ def _vtab(folder: Path, data_set: Declaration) -> Inventory:
     names = {"train": "train800.txt", "val": "val200.txt", "both": "train800val200.txt", "test": "test.txt"}
     listed = {split: _vtab_list(folder / name, found.faults) for split, name in names.items()}
     if listed["both"] and sorted(listed["both"]) != sorted(listed["train"] + listed["val"]):
-        found.faults.append("train800val200.txt does not list the same images and labels as train800.txt and val200.txt")
+        found.faults.append("train800val200.txt does not list the images and labels of train800.txt and val200.txt")
     for split in ("train", "val", "test"):
         found.splits[split] = _entries(folder, [folder, folder / "images"], listed[split])
         for name, label in listed[split]:
             if not 0 <= label < data_set.classes:
-                found.faults.append(f"{names[split]}: {name} has the label {label}, off range 0..{data_set.classes - 1}")
+                last = data_set.classes - 1
+                found.faults.append(f"{names[split]}: {name} has the label {label}, off range 0..{last}")
     return found
 
 
@@ -83,7 +84,7 @@ def _vtab_list(path: Path, faults: list[str]) -> list[tuple[str, int]]:
         if name and label.lstrip("-").isdigit():
             entries.append((name.strip(), int(label)))
         elif line.strip():
-            faults.append(f'{path.name}, line {number}: expected "relative/path label" with a whole number, got "{line}"')
+            faults.append(f'{path.name}, line {number}: expected "relative/path label" (a whole number), got "{line}"')
     return entries
 
 
@@ -109,7 +110,7 @@ def _fgvc(folder: Path) -> Inventory:
         found.splits[split] = _entries(folder, roots, pairs)
         for name, label in pairs:
             if label not in known:
-                found.faults.append(f'{split}.json: {name} has the label "{label}", off range: no training image has it')
+                found.faults.append(f'{split}.json: {name} has the label "{label}", off range: not in train.json')
     return found
 
 
@@ -180,7 +181,8 @@ def _masks(folder: Path, data_set: Declaration) -> Inventory:
             return found
     for split, pairs in kvasir_pairs(folder).items():
         found.splits[split] = [Entry(f"images/{image.name}", image, None, mask) for image, mask in pairs]
-        found.faults += [f"masks/{mask.name} does not exist, and images/{mask.name} does" for _, mask in pairs if not mask.is_file()]  # fmt: skip
+        lacking = [mask.name for _, mask in pairs if not mask.is_file()]
+        found.faults += [f"masks/{name} does not exist, and images/{name} does" for name in lacking]
     own = {entry.name.removeprefix("images/") for entries in found.splits.values() for entry in entries}
     for mask in sorted(find_images(folder / "masks"), key=in_order):
         if mask.name not in own:

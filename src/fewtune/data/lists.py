@@ -83,7 +83,8 @@ def is_vtab(folder: Path) -> bool:
 def vtab_data(folder: Path, classes: int | None = None) -> ImageData:
     """A VTAB-1k task: 800 images to train, 200 to validate, the rest to test; a line of a list is "path label".
 
-    `classes` is known for a declared task; else the folder's name tells it. Without train800.txt and val200.txt the 1,000 images of train800val200.txt are the training images.
+    `classes` is known for a declared task; else the folder's name tells it.
+    Without train800.txt and val200.txt the 1,000 images of train800val200.txt are the training images.
     """
     files = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
     if not (folder / "train800.txt").is_file():

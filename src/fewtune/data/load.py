@@ -30,7 +30,8 @@ def load_data(
     Args:
         spec: a path, whose format is told by what is there: class folders (below train/val/test or not), a CSV file
             with the columns path and label (and split), a VTAB-1k task (train800.txt, …), an FGVC task (train.json,
-            …); or "task:KEY?root=FOLDER" (a declared data set, see `fewtune data list`), "torchvision:NAME[?root=FOLDER]", "hf:ID[?image=COLUMN&label=COLUMN]", "demo:textile",
+            …); or "task:KEY?root=FOLDER" (a declared data set, see `fewtune data list`),
+            "torchvision:NAME[?root=FOLDER]", "hf:ID[?image=COLUMN&label=COLUMN]", "demo:textile",
             "demo:digits".
         seed: of all draws. Draws are stratified; every class keeps an image for training.
         val_fraction: where the data has no validation split, this share of the training images becomes one; 0: none.

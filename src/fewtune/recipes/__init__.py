@@ -80,5 +80,5 @@ def _with_peer(files: list[Path], settings: list[str]) -> list[Path]:
     named = [number for number, file in enumerate(files, 1) if FOLDER in file.parents]
     if not named or not path.is_file():
         return files
-    log.info("method=%s: the settings of its paper take the place of the recipe's (recipes/peers/%s.yaml)", method, method)
+    log.info("method=%s: its paper's settings, recipes/peers/%s.yaml, replace the recipe's", method, method)
     return [*files[: named[-1]], path, *files[named[-1] :]]

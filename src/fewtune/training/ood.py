@@ -170,7 +170,5 @@ def check_sets(keys: Sequence[str], data: str) -> None:
 def score_sets(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """The sets of a recipe's `ood`, with the model as it was trained."""
     transform = eval_transform(recipe.augment, backbone)
-    scorer = Scorer(
-        backbone.model, transform, class_names, recipe.batch_size, recipe.workers, recipe.accelerator
-    )
+    scorer = Scorer(backbone.model, transform, class_names, recipe.batch_size, recipe.workers, recipe.accelerator)
     return {key: score(scorer, key, root_of(recipe.data)) for key in recipe.ood}
