@@ -112,7 +112,7 @@ def test_values_changed_by_hand_are_seen_by_the_next_forward() -> None:
     losses = []
     for _ in range(3):
         loss = F.cross_entropy(model(images), labels)
-        losses.append(float(loss))
+        losses.append(loss.item())
         gradients = torch.autograd.grad(loss, tuner.parameters())
         with torch.no_grad():
             for parameter, gradient in zip(tuner.parameters(), gradients, strict=True):

@@ -164,9 +164,11 @@ def test_the_smallest_form_is_kept_and_owns_its_memory(last: bool) -> None:
     assert torch.equal(kept, x[:, places.hot_channels])
     x, kept, _ = kept_of("square", "all")
     assert kept is x
-    x, kept, _ = kept_of("patches", "few")
+    x, kept, places = kept_of("patches", "few")
     assert kept.shape == (3, 2, 2, 3)
-    assert torch.equal(kept[:, 0], x[:, 0, ::4, ::4])
+    assert sorted(places.hot_tap.tolist()) == [0, 1]
+    for position, tap in enumerate(places.hot_tap.tolist()):
+        assert torch.equal(kept[:, position], x[:, 0, ::4, tap::4])
     for kind in ("pointwise strided", "square", "patches"):
         kept = kept_of(kind, "few")[1]
         assert kept.untyped_storage().nbytes() == kept.numel() * 4

@@ -86,9 +86,33 @@ def test_every_way_and_many_blocks(
     monkeypatch.setattr(cpu, "BLOCK", 512)  # several blocks of neurons, of connections and of rows
     places = uniform(300, 40, 3) if selection == "uniform" else ragged(300, 40, 1000)
     x, dy = torch.randn(700, 40).to(dtype), torch.randn(700, 300).to(dtype)
-    column = places.columns if places.index is None else places.index
-    got = way(dy, x, column, places.rows)  # type: ignore[operator]
+    got = way(dy, x, places.hot[places.slot], places.rows)  # type: ignore[operator]
     assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("even", [False, True])
+def test_columns_that_few_neurons_use_are_computed_one_by_one(dtype: torch.dtype, whole: bool, even: bool) -> None:
+    torch.manual_seed(5)
+    popularity = torch.logspace(0, -8, 200).log()  # a few columns serve nearly all neurons
+    noise = -(-torch.rand(400, 200).log()).log()
+    index = (popularity + noise).topk(3, dim=1).indices.sort(1).values
+    flat = (torch.arange(400)[:, None] * 200 + index).flatten()
+    places = SelectedPlaces.of((400, 200), flat if even else flat[:-1])
+    assert 0 < places.common < places.hot.numel()
+    assert places.rare.numel() > 0
+    used = places.hot[places.slot].flatten()
+    assert set(used[places.rare].tolist()).isdisjoint(places.hot[: places.common].tolist())
+    assert torch.equal(places.rare_rows, (flat // 200)[places.rare])
+    check(places, (50,), dtype, whole)
+
+
+def test_columns_that_no_two_neurons_share() -> None:
+    places = SelectedPlaces.of((300, 300), torch.arange(300) * 301)
+    assert places.common == 0
+    check(places, (50,), torch.float32)
+    check(places, (50,), torch.float32, whole=True)
 
 
 def test_non_contiguous_and_expanded_gradients() -> None:
@@ -144,14 +168,12 @@ def test_places_describe_the_selection() -> None:
     places = SelectedPlaces.of((2, 5), flat)
     assert places.k == 2
     assert places.nnz == 4
-    assert places.index is not None
-    assert places.index.tolist() == [[1, 3], [1, 4]]
-    assert places.hot.tolist() == [1, 3, 4]
+    assert places.columns.tolist() == [[1, 3], [1, 4]]
+    assert places.hot.tolist() == [1, 3, 4]  # the most used first
     assert places.slot.tolist() == [[0, 1], [0, 2]]
     uneven = SelectedPlaces.of((3, 5), flat)
     assert uneven.k is None
     assert uneven.rows is not None
-    assert uneven.columns is not None
     assert uneven.rows.tolist() == [0, 0, 1, 1]
     assert uneven.columns.tolist() == [1, 3, 1, 4]
     assert uneven.hot[uneven.slot].tolist() == [1, 3, 1, 4]
@@ -165,12 +187,13 @@ def test_places_of_a_grouped_convolution_count_columns_over_all_groups() -> None
     assert places.hot_channels.tolist() == [1, 3]
     assert places.hot_channel.tolist() == [0, 1, 1]
     assert places.hot_tap.tolist() == [1, 1, 2]
+    assert places.columns.flatten().tolist() == [4, 4, 4, 5]
 
 
 def test_places_copy_pickle_and_move() -> None:
     places = uniform(6, 9, 2)
     for other in (copy.deepcopy(places), pickle.loads(pickle.dumps(places))):
-        assert torch.equal(other.index, places.index)
+        assert torch.equal(other.slot, places.slot)
         assert torch.equal(other.hot, places.hot)
     assert places.to("cpu") is places
     assert places.to("meta").slot.device.type == "meta"

@@ -49,10 +49,10 @@ def test_shell(tmp_path: Path) -> None:
         assert program == "fewtune"
         small = [a.replace("timm:vit_small_patch16_224.augreg_in21k", "timm:test_vit") for a in arguments]
         settings = ["pretrained=false", "epochs=1", "image_size=160"] if arguments[0] == "fit" else []
+        line = [sys.executable, "-m", "fewtune", *small, *settings]
         done = subprocess.run(
-            [sys.executable, "-m", "fewtune", *small, *settings], cwd=tmp_path, env=environment, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "photos-timm.safetensors").exists()
 
@@ -60,3 +60,14 @@ def test_shell(tmp_path: Path) -> None:
 def test_links() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_page_of_settings_is_of_today() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import runpy; print(runpy.run_path('docs/make_recipe_page.py')['page'](), end='')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout == (ROOT / "docs/recipe.md").read_text(encoding="utf-8")

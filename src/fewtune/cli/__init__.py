@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.metadata import version
 
 from fewtune.errors import FewtuneError, MissingExtra
 
@@ -21,6 +22,9 @@ def main() -> None:
     """Run the command line and exit: 0 when all went well, 2 for a user's mistake, 130 when interrupted."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("fewtune").setLevel(logging.INFO)
+    if sys.argv[1:] == ["--version"]:  # needs no optional library
+        print(f"fewtune {version('fewtune')}")
+        return
     try:
         from fewtune.cli.app import app
 

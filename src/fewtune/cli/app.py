@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as installed
 from typing import Annotated
 
 import typer
@@ -23,8 +24,6 @@ def root(
 ) -> None:
     """Fine-tune pretrained vision models by changing only a few of their weights."""
     if version:
-        from importlib.metadata import version as installed
-
         print(f"fewtune {installed('fewtune')}")
         raise typer.Exit
     if context.invoked_subcommand is None:

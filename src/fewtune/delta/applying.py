@@ -78,9 +78,11 @@ def swap_delta(model: nn.Module, old: Delta, new: Delta, verify: Verify) -> None
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """The module itself, where it is wrapped by `torch.compile`."""
+    """The module itself, where it is wrapped by `torch.compile` or for data parallelism."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _plain(model.module)
     original = getattr(model, "_orig_mod", model)
-    return original if isinstance(original, nn.Module) else model
+    return _plain(original) if original is not model and isinstance(original, nn.Module) else model
 
 
 def _record(model: nn.Module, delta: Delta) -> Applied:

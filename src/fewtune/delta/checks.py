@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from fewtune.errors import DeltaError
@@ -36,6 +36,13 @@ def check_contents(delta: Delta) -> None:
         raise DeltaError("the delta's values and its places belong to different weights")
     if set(delta.whole) != {*choice.whole, *choice.head}:
         raise DeltaError("the delta's dense parameters are not those that its selection trains whole")
+    if len(delta.positions) != len(delta.values) + len(delta.whole) + len(delta.buffers):
+        raise DeltaError("the delta holds a tensor twice")
+    known = {n: covered.shape for n, covered in delta.fingerprint.tensors.items()}
+    original = {n: shape for n, shape in shapes.items() if choice.anatomy.roles.get(n) is not Role.HEAD}
+    original |= {n: tuple(buffer.shape) for n, buffer in delta.buffers.items()}
+    if any(known.get(name) != shape for name, shape in original.items()):
+        raise DeltaError("the delta's fingerprint does not cover its backbone")
     for name, values in delta.values.items():
         if tuple(values.shape) != (len(choice.places[name]),):
             raise DeltaError(f"{name} has {len(choice.places[name])} places and values {list(values.shape)}")
@@ -56,9 +63,23 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     DeltaError: a tensor holds NaN or infinity; names the first.
     """
     for name, tensor in tensors.items():
-        # One sum finds any NaN or infinity in fewer steps than isfinite; only then is it looked at again.
-        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise DeltaError(f"{name} holds NaN or infinite values {where}")
+
+
+def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of what JSON keeps of it (tuples become lists).
+
+    Raises:
+        DeltaError: something in it is no JSON value, or a key is no string.
+    """
+    try:
+        if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+            raise TypeError("not a mapping from strings")
+        result: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DeltaError(f"metadata must be JSON values by name: {error}") from error
+    return result
 
 
 @dataclass(frozen=True)
@@ -153,10 +174,6 @@ def _check_kinds(delta: Delta, tensors: Inventory) -> None:
             raise DeltaError(f"{name} is on the meta device: load the backbone's weights first")
         if hasattr(tensor, "full_tensor"):
             raise DeltaError(f"{name} is sharded: apply the delta to the model before it is wrapped")
-        if name in delta.buffers and tensor.shape != delta.buffers[name].shape:
-            raise DeltaError(
-                f"the buffer {name} is {list(delta.buffers[name].shape)} in the delta; the model's differs"
-            )
         if name not in delta.buffers and not tensor.is_floating_point():
             raise DeltaError(f"{name} is of {tensor.dtype} in the model; only floating-point weights can be written")
         if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):

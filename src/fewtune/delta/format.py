@@ -1,18 +1,15 @@
-"""A delta as bytes: one safetensors file.
+"""A delta as bytes: one safetensors file of a few blocks of bytes.
 
-Tensors in the file:
+* ``model``: zlib-compressed JSON: the backbone's anatomy, what is trained whole, how each layer's places are packed,
+  the dtype of everything, what the fingerprint covers.
+* ``fingerprint``: the backbone's hashes.
+* ``tables``, ``places``: the hot columns of the layers and one integer a connection, packed (see `packing`).
+* ``numbers.DTYPE``: the bits of all new numbers of that dtype, packed: of the selected connections, then of what was
+  trained whole (biases, scales, head), then of buffers.
 
-* ``whole.NAME``, ``buffer.NAME``: the tensors trained whole (biases, scales, head) and changed buffers, as they are.
-* ``values.DTYPE``: the bits of the new values of all selected connections of weights of that dtype, in the order of the
-  layers and of their places, packed (see `packing`).
-* ``tables``, ``places``: the hot columns of the layers and one integer a connection, packed.
-* ``model``: zlib-compressed JSON: the backbone's anatomy, what is trained whole, how each layer is packed, what the
-  fingerprint covers. ``fingerprint``: its hashes.
-
-The header's only entry, ``fewtune``, is JSON: format, version, checksum (SHA-256 of the whole file with the
-checksum's own 64 characters set to zero), dtype, number of connections, metadata. Nothing in a file is ever
-executed, every length is checked against the bytes that are there before it is used, and what does not agree is
-refused.
+The header's only entry, ``fewtune``, is JSON: format, version, checksum (SHA-256 of the whole file with the checksum's
+own 64 characters set to zero), dtype, number of connections, metadata. Nothing in a file is ever executed, every length
+is checked against the bytes that are there before it is used, and what does not agree is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +26,63 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fewtune.delta.checks import check_contents
-from fewtune.delta.fingerprint import Covered, Fingerprint
-from fewtune.delta.packing import Layout, decode_all, encode_all, pack, unpack
+from fewtune.delta.checks import as_json, check_contents
+from fewtune.delta.description import LIMIT, Description
+from fewtune.delta.fingerprint import Fingerprint
+from fewtune.delta.packing import bit_length, decode_all, encode_all, pack, unpack
 from fewtune.delta.task import Delta
 from fewtune.errors import DeltaError, FewtuneError
 from fewtune.files import write_bytes
-from fewtune.neurons import Anatomy, Role
 from fewtune.selection import Selection
 
 FORMAT = "fewtune-delta"
 VERSION = 1
 NO_CHECKSUM = "0" * 64
-HEADER_LIMIT = 64 * 2**20
-DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+DAMAGE = (
+    SafetensorError,
+    FewtuneError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    RuntimeError,
+    zlib.error,
+)
+"""What a damaged file may cause before it is found out."""
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, *BITS.values(), torch.int8)
+}
 
 
 def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
     """The file's bytes; the same delta always gives the same. ``dtype``: as in `Delta.save`."""
-    from fewtune.delta.taking import as_json
-
     choice = delta.choice
-    layouts, tables, numbers = encode_all(choice.places)
-    values = {name: _rounded(name, delta.values[name], dtype) for name in layouts}
-    model = {
-        "anatomy": choice.anatomy.to_json(),
-        "dense": {role.value: list(names) for role, names in choice.dense.items()},
-        "layers": {n: [form.count, form.hot, form.gaps, _name(values[n].dtype)] for n, form in layouts.items()},
-        "widths": [tables.dtype.itemsize, numbers.dtype.itemsize],
-        "covered": {n: [list(c.shape), c.floating] for n, c in delta.fingerprint.tensors.items()},
-    }
-    tensors = {
-        "model": zlib.compress(json.dumps(model).encode(), 9),
-        "tables": pack(tables),
-        "places": pack(numbers),
+    layouts, tables, integers = encode_all(choice.places)
+    bits = bit_length(tables), bit_length(integers)
+    numbers = {n: _rounded(n, delta.new(n), dtype) for n in (*layouts, *delta.whole, *delta.buffers)}
+    description = Description(
+        choice.anatomy,
+        choice.dense,
+        layouts,
+        bits,
+        buffers={name: tuple(buffer.shape) for name, buffer in delta.buffers.items()},
+        dtypes={name: _name(tensor.dtype) for name, tensor in numbers.items()},
+        covered=delta.fingerprint.tensors,
+    )
+    blocks = {
+        "model": description.to_bytes(),
         "fingerprint": delta.fingerprint.to_bytes(),
+        "tables": pack(tables, bits[0]),
+        "places": pack(integers, bits[1]),
     }
-    for kind in dict.fromkeys(_name(v.dtype) for v in values.values()):
-        together = torch.cat([v for v in values.values() if _name(v.dtype) == kind])
-        tensors[f"values.{kind}"] = pack(together.view(BITS[together.itemsize]).numpy())
-    stored = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in tensors.items()}
-    for prefix, group in {"whole": delta.whole, "buffer": delta.buffers}.items():
-        stored |= {f"{prefix}.{name}": _rounded(name, tensor, dtype) for name, tensor in group.items()}
+    for kind in dict.fromkeys(tensor.dtype for tensor in numbers.values()):
+        together = torch.cat([tensor.reshape(-1) for tensor in numbers.values() if tensor.dtype is kind])
+        blocks[f"numbers.{_name(kind)}"] = pack_numbers(together)
+    stored = {name: torch.frombuffer(bytearray(block), dtype=torch.uint8) for name, block in blocks.items()}
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -80,9 +92,7 @@ def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
         "metadata": as_json(delta.metadata),
     }
     content = safetensors.torch.save(stored, {"fewtune": json.dumps(header)})
-    checksum = _checksum(content, NO_CHECKSUM)
-    assert checksum is not None
-    return content.replace(NO_CHECKSUM.encode(), checksum.encode(), 1)
+    return content.replace(NO_CHECKSUM.encode(), _checksum(content, NO_CHECKSUM).encode(), 1)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -103,7 +113,11 @@ def load_delta(path: str | Path) -> Delta:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(8)
+            content += file.read(min(int.from_bytes(content, "little"), LIMIT))
+            _header(content, str(path))  # before all of a large file of another kind is read
+            content += file.read()
     except FileNotFoundError as error:
         raise DeltaError(f"{path} does not exist") from error
     except OSError as error:
@@ -117,109 +131,102 @@ def from_bytes(content: bytes, source: str = "the delta") -> Delta:
     Raises:
         DeltaError: as `load_delta`.
     """
-    try:
-        header = _header(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DeltaError(f"{source} is not a delta file, or its beginning is damaged ({error})") from error
-    if header["format"] != FORMAT:
-        raise DeltaError(f"{source} is a {str(header['format'])[:80]} file; expected a {FORMAT}")
-    version = header.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise DeltaError(f"{source} has version {version}; this fewtune reads up to {VERSION}: update fewtune")
-    if version != VERSION or header.get("checksum") != _checksum(content, header.get("checksum")):
+    header = _header(content, source)
+    present = header.get("checksum")
+    if not isinstance(present, str) or not present.isascii() or present != _checksum(content, present):
         raise DeltaError(f"{source} is truncated or altered: its checksum does not agree; get the file again")
     try:
         delta = _decode(safetensors.torch.load(content), header)
         check_contents(delta)
-    except (
-        SafetensorError,
-        FewtuneError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-        ZeroDivisionError,
-        RuntimeError,
-        zlib.error,
-    ) as error:
-        raise DeltaError(f"{source} is damaged: {error}") from error
+    except DAMAGE as error:
+        raise DeltaError(f"{source} is damaged: {_said(error)}") from error
     return delta
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """What the file says of itself in its safetensors header."""
-    length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(HEADER_LIMIT, len(content) - 8):
-        raise ValueError("no safetensors header")
-    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fewtune"])
-    if not isinstance(header, dict) or not isinstance(header["format"], str):
-        raise ValueError("no format is named")
+def _header(content: bytes, source: str) -> dict[str, Any]:
+    """What a file says of itself, read from its beginning: the safetensors header is enough.
+
+    Raises:
+        DeltaError: it is no delta, or one of a newer version.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        if not 2 <= length <= min(LIMIT, len(content) - 8):
+            raise ValueError("it has no safetensors header")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if "fewtune" not in metadata:
+            raise ValueError("it is a safetensors file of another program")
+        header = dict(json.loads(metadata["fewtune"]))
+        kind, version = str(header["format"]), header["version"]
+    except DAMAGE as error:
+        raise DeltaError(f"{source} is not a delta file, or its beginning is damaged: {_said(error)}") from error
+    if kind != FORMAT:
+        raise DeltaError(f"{source} is a {kind[:80]!r} file; expected a {FORMAT}")
+    if type(version) is int and version > VERSION:
+        raise DeltaError(f"{source} has version {version}; this fewtune reads up to {VERSION}: update fewtune")
+    if type(version) is not int or version < 1:
+        raise DeltaError(f"{source} has an impossible version: it is damaged; get the file again")
     return header
 
 
-def _checksum(content: bytes, present: Any) -> str | None:
-    """SHA-256 of the file as it was before its checksum was set."""
-    if not isinstance(present, str) or len(present) != 64 or not present.isascii():
-        return None
+def _said(error: Exception) -> str:
+    """An exception of a library in one line."""
+    text = " ".join(str(error).split())
+    return f"it holds no {text}" if isinstance(error, KeyError) else text
+
+
+def _checksum(content: bytes, present: str) -> str:
+    """SHA-256 of the file as it was before its checksum, ``present``, was set."""
     at = content.find(present.encode())
     total = hashlib.sha256(content[:at])
     total.update(NO_CHECKSUM.encode())
-    total.update(memoryview(content)[at + 64 :])
+    total.update(memoryview(content)[at + len(present) :])
     return total.hexdigest()
 
 
 def _decode(stored: dict[str, Tensor], header: dict[str, Any]) -> Delta:
-    blocks = {n: t.numpy().tobytes() for n, t in stored.items() if t.dtype is torch.uint8 and t.ndim == 1}
-    model = json.loads(_inflate(blocks["model"]))
-    anatomy = Anatomy.from_json(model["anatomy"])
-    layers = {n: Layout(int(count), int(hot), gaps is True) for n, (count, hot, gaps, _) in model["layers"].items()}
-    if any(layout.count < 1 or layout.hot < 0 for layout in layers.values()):
-        raise ValueError("a layer has a negative length")
-    totals = sum(form.hot for form in layers.values()), sum(form.count for form in layers.values())
-    tables, numbers = (
-        unpack(blocks[block], width, total)
-        for block, width, total in zip(("tables", "places"), model["widths"], totals, strict=True)
-    )
-    matrices = {n: (anatomy.views[n].neurons, anatomy.views[n].fan_in) for n in layers}
-    places = dict(decode_all(layers, matrices, tables, numbers))
-    dense = {Role(role): tuple(names) for role, names in model["dense"].items()}
+    blocks = {name: tensor.numpy().tobytes() for name, tensor in stored.items()}
+    description = Description.from_bytes(blocks["model"])
+    layers, views = description.layers, description.anatomy.views
+    tables = unpack(blocks["tables"], description.bits[0], sum(form.hot for form in layers.values()))
+    integers = unpack(blocks["places"], description.bits[1], sum(form.count for form in layers.values()))
+    matrices = {name: (views[name].neurons, views[name].fan_in) for name in layers}
+    places = dict(decode_all(layers, matrices, tables, integers))
+    choice = Selection(description.anatomy, {n: places[n] for n in views if n in places}, description.dense)
+    numbers = _numbers(description, blocks)
     return Delta(
-        Selection(anatomy, places, dense),
-        _values({n: (layers[n].count, kind) for n, (_, _, _, kind) in model["layers"].items()}, blocks),
-        {n.removeprefix("whole."): t for n, t in stored.items() if n.startswith("whole.")},
-        {n.removeprefix("buffer."): t for n, t in stored.items() if n.startswith("buffer.")},
-        Fingerprint.from_bytes(
-            {n: Covered(tuple(shape), floating) for n, (shape, floating) in model["covered"].items()},
-            blocks["fingerprint"],
-        ),
-        header["metadata"],
+        choice,
+        values={name: numbers[name] for name in choice.places},
+        whole={name: numbers[name] for name in (*choice.whole, *choice.head)},
+        buffers={name: numbers[name] for name in description.buffers},
+        fingerprint=Fingerprint.from_bytes(description.covered, blocks["fingerprint"]),
+        metadata=as_json(header["metadata"]),
     )
 
 
-def _values(layers: dict[str, tuple[int, str]], blocks: dict[str, bytes]) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-    for kind in dict.fromkeys(kind for _, kind in layers.values()):
-        names = [n for n, (_, k) in layers.items() if k == kind]
-        counts = [layers[n][0] for n in names]
-        bits = unpack(blocks[f"values.{kind}"], DTYPES[kind], sum(counts)).view(f"<i{DTYPES[kind]}")
-        together = torch.from_numpy(bits).view(getattr(torch, kind))
-        values |= dict(zip(names, together.split(counts), strict=True))
-    return {name: values[name] for name in layers}
+def pack_numbers(numbers: Tensor) -> bytes:
+    """The bits of a 1-D tensor, packed."""
+    return pack(numbers.view(BITS[numbers.itemsize]).numpy(), 8 * numbers.itemsize)
 
 
-def _inflate(data: bytes) -> bytes:
-    decoder = zlib.decompressobj()
-    content = decoder.decompress(data, HEADER_LIMIT)
-    if not decoder.eof:
-        raise ValueError("the description of the model is damaged")
-    return content
+def _numbers(description: Description, blocks: dict[str, bytes]) -> dict[str, Tensor]:
+    """All tensors of the delta, cut from the streams of their dtypes."""
+    result: dict[str, Tensor] = {}
+    for kind in dict.fromkeys(description.dtypes.values()):
+        dtype = DTYPES[kind]
+        shapes = {name: size for name, size in description.shapes.items() if description.dtypes[name] == kind}
+        counts = [prod(size) for size in shapes.values()]
+        bits = unpack(blocks[f"numbers.{kind}"], 8 * dtype.itemsize, sum(counts))
+        together = torch.from_numpy(bits.view(f"i{dtype.itemsize}")).view(dtype)
+        parts = zip(shapes, together.split(counts), strict=True)
+        result |= {name: part.view(shapes[name]) for name, part in parts}
+    return result
 
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor in the dtype of the file."""
+    if tensor.dtype not in DTYPES.values():
+        raise DeltaError(f"{name} is of {tensor.dtype}, which a delta file cannot hold; expected one of {list(DTYPES)}")
     if dtype is None or not tensor.is_floating_point():
         return tensor
     if dtype not in (torch.float16, torch.bfloat16):

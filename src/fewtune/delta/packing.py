@@ -53,37 +53,57 @@ def expand(data: bytes, length: int) -> bytes:
     return plain
 
 
-def pack(numbers: np.ndarray) -> bytes:
-    """Unsigned integers as squeezed byte planes: for each, its length in 8 bytes and its data."""
-    width = numbers.dtype.itemsize
-    planes = numbers.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T
-    blocks = [squeeze(plane.tobytes()) for plane in planes]
+def pack(numbers: np.ndarray, bits: int) -> bytes:
+    """Unsigned integers below 2**bits as squeezed planes: for each, its length in 8 bytes and its data."""
+    blocks = [squeeze(plane.tobytes()) for plane in _planes(numbers, bits)]
     return b"".join(len(block).to_bytes(8, "little") + block for block in blocks)
 
 
-def unpack(data: bytes, width: int, count: int) -> np.ndarray:
-    """The inverse of `pack`: ``count`` unsigned integers of ``width`` bytes.
+def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
+    """The inverse of `pack`: ``count`` integers, of the smallest unsigned type.
 
     Raises:
         ValueError: the data is damaged.
     """
-    if width not in (1, 2, 4, 8):
-        raise ValueError(f"integers of {width} bytes")
+    if not 1 <= bits <= 64 or count < 0:
+        raise ValueError(f"{count} integers of {bits} bits")
     planes, start = [], 0
-    for _ in range(width):
+    for _ in range(_plane_bits(bits)[0]):
         length = int.from_bytes(data[start : start + 8], "little")
-        block = data[start + 8 : start + 8 + length]
-        planes.append(np.frombuffer(expand(block, count), np.uint8))
+        planes.append(np.frombuffer(expand(data[start + 8 : start + 8 + length], count), np.uint8))
         start += 8 + length
     if start != len(data):
         raise ValueError("a packed block has another length than stated")
-    return np.stack(planes, 1).reshape(-1).view(f"<u{width}")
+    numbers = np.zeros(count, _unsigned(bits))
+    for i, plane in enumerate(planes):
+        numbers |= plane.astype(numbers.dtype) << numbers.dtype.type(i * _plane_bits(bits)[1])
+    return numbers
 
 
-def narrow(numbers: np.ndarray) -> np.ndarray:
-    """Non-negative integers in the smallest unsigned type that holds them."""
-    largest = int(numbers.max()) if numbers.size else 0
-    return numbers.astype(next(t for t in ("<u1", "<u2", "<u4", "<u8") if largest <= np.iinfo(t).max))
+def bit_length(numbers: np.ndarray) -> int:
+    """Bits that the largest of some non-negative integers needs, at least one."""
+    return max(1, int(numbers.max()).bit_length()) if numbers.size else 1
+
+
+def _plane_bits(bits: int) -> tuple[int, int]:
+    """Number of planes, and bits in each: as few planes of at most a byte as there can be, all alike.
+
+    Ten bits are two planes of five, not one of eight and one of two: an alphabet of four is Huffman coded badly.
+    """
+    planes = -(-bits // 8)
+    return planes, -(-bits // planes)
+
+
+def _planes(numbers: np.ndarray, bits: int) -> list[np.ndarray]:
+    """The planes of some integers, the lowest bits first."""
+    planes, each = _plane_bits(bits)
+    numbers = numbers.astype(_unsigned(bits))
+    kind = numbers.dtype.type
+    return [((numbers >> kind(i * each)) & kind(2**each - 1)).astype(np.uint8) for i in range(planes)]
+
+
+def _unsigned(bits: int) -> np.dtype:
+    return np.dtype(next(f"<u{size}" for size in (1, 2, 4, 8) if bits <= 8 * size))
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,8 @@ def decode(layout: Layout, neurons: int, fan_in: int, table: np.ndarray, numbers
     Raises:
         ValueError: a place is out of range, out of order or there twice.
     """
+    if (len(table), len(numbers)) != (layout.hot, layout.count):
+        raise ValueError("a layer has another number of places than stated")
     width = layout.hot or fan_in
     if min(neurons, fan_in) < 1 or neurons * fan_in > MATRIX_LIMIT or width > fan_in:
         raise ValueError(f"a matrix of {neurons} x {fan_in} with {layout.hot} hot columns")
@@ -143,12 +165,15 @@ def decode(layout: Layout, neurons: int, fan_in: int, table: np.ndarray, numbers
 
 
 def encode_all(places: Mapping[str, Places]) -> tuple[dict[str, Layout], np.ndarray, np.ndarray]:
-    """The layout of every layer, and all tables and all integers, each in one array of the smallest type."""
-    encoded = {name: encode(layer) for name, layer in places.items()}
+    """The layout of every layer, and all tables and all integers.
+
+    Layers of equal width stand together, since like integers share a Huffman code well.
+    """
+    encoded = {n: encode(places[n]) for n in sorted(places, key=lambda n: places[n].fan_in)}
     none = np.empty(0, np.int64)  # a task may change no connection, only biases or a head
     tables = np.concatenate([none, *(table for _, table, _ in encoded.values())])
     numbers = np.concatenate([none, *(integers for _, _, integers in encoded.values())])
-    return {name: layout for name, (layout, _, _) in encoded.items()}, narrow(tables), narrow(numbers)
+    return {name: layout for name, (layout, _, _) in encoded.items()}, tables, numbers
 
 
 def decode_all(
@@ -171,12 +196,11 @@ def _gaps(rows: np.ndarray, slots: np.ndarray, width: int) -> np.ndarray:
 
 
 def _bits(numbers: np.ndarray) -> float:
-    """About as many bits as the byte planes take: the sum of their entropies."""
+    """About as many bits as the planes take: the sum of their entropies."""
     if not numbers.size:
         return 0.0
-    numbers = narrow(numbers)
     bits = 0.0
-    for plane in numbers.view(np.uint8).reshape(-1, numbers.dtype.itemsize).T:
+    for plane in _planes(numbers, bit_length(numbers)):
         counts = np.bincount(plane)
         share = counts[counts > 0] / numbers.size
         bits -= numbers.size * float((share * np.log2(share)).sum())

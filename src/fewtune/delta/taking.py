@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from fewtune.delta.checks import check_contents
+from fewtune.delta.checks import as_json, check_contents
 from fewtune.delta.entries import read, write
 from fewtune.delta.fingerprint import Covered, Fingerprint
 from fewtune.delta.task import Delta
@@ -55,6 +55,8 @@ def take(
     needed = {*selection.places, *selection.whole} - set(selection.head)
     if missing := needed - before.keys():
         raise DeltaError(f"take got no original values of {_first(missing)}")
+    if not all(len(places) for places in selection.places.values()):
+        selection = replace(selection, places={n: p for n, p in selection.places.items() if len(p)})
     places = {n: anatomy.views[n].stored_index(p.flat) for n, p in selection.places.items()}
     whole = [*selection.whole, *selection.head]
 
@@ -77,21 +79,6 @@ def take(
     )
     check_contents(delta)
     return delta
-
-
-def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of what JSON keeps of it (tuples become lists).
-
-    Raises:
-        DeltaError: something in it is no JSON value, or a key is no string.
-    """
-    try:
-        if not all(isinstance(key, str) for key in metadata):
-            raise TypeError("a key is no string")
-        result: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DeltaError(f"metadata must be JSON values by name: {error}") from error
-    return result
 
 
 def _original(tensor: Tensor, index: Tensor | None, before: Tensor | None) -> Tensor:

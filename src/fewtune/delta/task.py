@@ -24,6 +24,7 @@ class Delta:
     Made by `take` (or ``tuner.delta()``) and `load_delta`.
 
     Attributes:
+        choice: what was tuned.
         values: weight name -> new values, 1-D, in the order of the selection's places.
         whole: parameter name -> new tensor, for biases, scales and head.
         buffers: buffer name -> new tensor, where running statistics were trained.

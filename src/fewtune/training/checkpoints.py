@@ -52,9 +52,12 @@ def revert_checkpoint(path: Path, tuned: Path, out: Path, original: Path | None,
     """
     delta, state = load_delta(path), read_state(tuned)
     description = _description(delta, path)
-    before = (
-        read_state(original) if original else backbone_from_description(description, None, progress).model.state_dict()
-    )
+    if original is not None:
+        before = read_state(original)
+    else:
+        task = backbone_from_description(description, len(delta.metadata["class_names"]), progress)
+        own = backbone_from_description(description, None)
+        before = {**own.model.state_dict(), **_outside_head(task)}
     head = set(delta.choice.head)
     for name, position in delta.positions.items():
         if name not in state or (name not in before and name not in head):
@@ -74,6 +77,11 @@ def revert_checkpoint(path: Path, tuned: Path, out: Path, original: Path | None,
     plain = {name: tensor for name, tensor in state.items() if name not in head}
     own_head = {name: tensor for name, tensor in before.items() if name not in plain}
     save_state({**plain, **own_head}, out)
+
+
+def _outside_head(backbone: Backbone) -> dict[str, Tensor]:
+    inside = tuple(f"{name}." for name in backbone.head)
+    return {name: tensor for name, tensor in backbone.model.state_dict().items() if not name.startswith(inside)}
 
 
 def save_state(state: dict[str, Tensor], out: Path) -> None:

@@ -94,4 +94,5 @@ def image_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # else every new iterator draws from the global state
     )

@@ -67,6 +67,7 @@ class Classifier(pl.LightningModule):
             self.tuner = self.attach(self)
             if self.recipe.ema is not None:
                 self.average = Average(self.tuner, self.recipe.ema)
+        self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C]."""

@@ -21,15 +21,23 @@ from fewtune.training.loaders import image_loader
 from fewtune.training.progress import shown
 
 
-def score(recipe: Recipe, backbone: Backbone, train: Split, device: torch.device) -> Scores:
-    """Scores of all connections; for importance "gradient" one pass over the training images, in two views each."""
+def score(
+    recipe: Recipe, backbone: Backbone, train: Split, device: torch.device, *, world: int = 1, rank: int = 0
+) -> Scores:
+    """Scores of all connections; for importance "gradient" one pass over the training images, in two views each.
+
+    Of several processes each takes its share of the images (`world`, `rank`) and the gradients are summed, so that
+    all get the same scores; each contrasts within its own batches.
+    """
     match recipe.importance:
         case "magnitude":
             return magnitude_importance(backbone.model, head=backbone.head)
         case "random":
             return random_importance(backbone.model, recipe.seed, head=backbone.head)
     views = train.with_transform(two_views(backbone))
-    loader = image_loader(views, recipe.batch_size, seed=recipe.seed, shuffle=True, workers=recipe.workers)
+    loader = image_loader(
+        views, recipe.batch_size, seed=recipe.seed, shuffle=True, workers=recipe.workers, world=world, rank=rank
+    )
     batches = ((images, labels) for images, labels, _ in shown(loader, "importance", len(loader)))
     objective = SupCon(recipe.temperature) if recipe.objective == "supcon" else CrossEntropy()
     return gradient_importance(backbone.model.to(device), batches, objective, backbone.head)

@@ -28,7 +28,8 @@ log = logging.getLogger("fewtune")
 def make_tuner(work: Work, folder: RunFolder, strategy: Any) -> Any:
     """The tuner of a recipe's method, once the processes are connected (`strategy` is Lightning's).
 
-    For gps the main process scores and selects, and saves the selection; the others, and resumed runs, read it.
+    For gps all processes score their shares of the images and sum the gradients; the main one saves the selection, and
+    all, like resumed runs, read it.
     """
     model, head = work.backbone.model, work.backbone.head
     match work.recipe.method:
@@ -39,16 +40,20 @@ def make_tuner(work: Work, folder: RunFolder, strategy: Any) -> Any:
         case "linear":
             return attach(model, linear(model, head))
         case "gps":
-            if strategy.is_global_zero and not folder.selection.exists():
-                _selection(work, strategy.root_device).save(folder.selection)
-            strategy.barrier("selection")
+            if strategy.broadcast(not folder.selection.exists()):
+                selection = _selection(work, strategy)
+                if strategy.is_global_zero:
+                    selection.save(folder.selection)
+                strategy.barrier("selection")
             return attach(model, _told(Selection.load(folder.selection)))
 
 
-def _selection(work: Work, device: torch.device) -> Selection:
+def _selection(work: Work, strategy: Any) -> Selection:
     if work.recipe.selection is not None:
         return Selection.load(work.recipe.selection)
-    return choose(work.recipe, score(work.recipe, work.backbone, work.data.train, device))
+    share = {"world": getattr(strategy, "world_size", 1), "rank": strategy.global_rank}
+    scores = score(work.recipe, work.backbone, work.data.train, strategy.root_device, **share)
+    return choose(work.recipe, scores)
 
 
 def _told(selection: Selection) -> Selection:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtune.tuning.functions import SelectedConv, SelectedLinear, kept_anyway
+from fewtune.tuning.functions import SelectedConv, SelectedLinear, kept_anyway, recorded
 from fewtune.tuning.ops import ConvShape
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,7 +32,7 @@ def _saved_elsewhere(x: Tensor) -> bool:
 
 def _linear_forward(self: Any, x: Tensor) -> Tensor:
     values, slot = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
-    if not torch.is_grad_enabled() or not values.requires_grad or not _plain(x) or not _made_for(slot, 1):
+    if not recorded(values) or not _plain(x) or not _made_for(slot, 1):
         return F.linear(x, self.weight, self.bias)
     weight = self._fewtune_frozen("weight")
     return SelectedLinear.apply(x, values, weight, self.bias, slot.places, _saved_elsewhere(x))
@@ -43,7 +43,7 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
     stock_padding = self.padding_mode == "zeros" and not isinstance(self.padding, str)
     batched = x.ndim == len(self.kernel_size) + 2
     stock = stock_padding and batched and _plain(x) and _made_for(slot, self.groups)
-    if not torch.is_grad_enabled() or not values.requires_grad or not stock:
+    if not recorded(values) or not stock:
         return self._conv_forward(x, self.weight, self.bias)
     weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
     return SelectedConv.apply(x, values, weight, self.bias, slot.places, shape, _saved_elsewhere(x))

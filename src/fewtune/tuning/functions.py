@@ -6,6 +6,8 @@ gives its gradient to the values. None can be differentiated twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -22,13 +24,33 @@ from fewtune.tuning.ops import (
     linear_selected_gradient,
 )
 
+Backward = Callable[[Any, Tensor], Any]
 
-def _differentiated_once() -> None:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise TuningError(
-            "a tuned layer was differentiated twice (create_graph=True), which it does not support: "
-            "detach the selection for second derivatives"
-        )
+
+def once(backward: Backward) -> Backward:
+    """A backward pass that refuses to be differentiated, and that adds in float32 even within autocast."""
+
+    @wraps(backward)
+    def checked(ctx: Any, grad: Tensor) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise TuningError(
+                "a tuned layer was differentiated twice (create_graph=True), which it does not support: "
+                "detach the selection for second derivatives"
+            )
+        device = grad.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return backward(ctx, grad)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, grad)
+
+    return checked
+
+
+def recorded(values: Tensor) -> bool:
+    """Whether autograd records what is done with the values."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # a compiler cannot be asked
+        return False
+    return torch.is_grad_enabled() and values.requires_grad
 
 
 class Handed(torch.autograd.Function):
@@ -40,8 +62,8 @@ class Handed(torch.autograd.Function):
         return frozen.detach()
 
     @staticmethod
+    @once
     def backward(ctx: Any, grad: Tensor) -> Any:
-        _differentiated_once()
         selected = grad[torch.unravel_index(ctx.index, grad.shape)]
         return selected.to(ctx.dtype), None, None
 
@@ -55,6 +77,7 @@ class HandedWhole(torch.autograd.Function):
         return frozen.detach()
 
     @staticmethod
+    @once
     def backward(ctx: Any, grad: Tensor) -> Any:
         return grad.to(ctx.dtype), None
 
@@ -86,8 +109,8 @@ class SelectedLinear(torch.autograd.Function):
         return F.linear(x, cast_weight, bias)
 
     @staticmethod
+    @once
     def backward(ctx: Any, dy: Tensor) -> Any:
-        _differentiated_once()
         kept, weight = ctx.saved_tensors
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
         dx = (dy @ weight.to(dy.dtype)).to(x_dtype) if ctx.needs_input_grad[0] else None
@@ -120,8 +143,8 @@ class SelectedConv(torch.autograd.Function):
         )
 
     @staticmethod
+    @once
     def backward(ctx: Any, dy: Tensor) -> Any:
-        _differentiated_once()
         kept, weight = ctx.saved_tensors
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
         shape: ConvShape = ctx.shape

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fewtune.errors import TuningError
 from fewtune.neurons import View
 from fewtune.tuning.fast import fast_forward
-from fewtune.tuning.functions import Handed, HandedWhole
+from fewtune.tuning.functions import Handed, HandedWhole, recorded
 from fewtune.tuning.ops import SelectedPlaces
 
 SELECTED = "_selected"
@@ -191,10 +191,9 @@ def _rebuild(base: type[nn.Module], kinds: Kinds) -> nn.Module:
 def _handing_out(attribute: str) -> property:
     def get(self: Any) -> Tensor:
         frozen = self._fewtune_frozen(attribute)
-        if not torch.is_grad_enabled():
-            return frozen
         slot = self._fewtune.tuned[attribute]
-        return slot.hand_out(self._parameters[attribute + slot.suffix], frozen)
+        values = self._parameters[attribute + slot.suffix]
+        return slot.hand_out(values, frozen) if recorded(values) else frozen
 
     return property(get)
 

@@ -268,6 +268,7 @@ class Tuner:
         named = dict(self.model.named_parameters())
         for name, flag in self._flags.items():
             named[name].requires_grad_(flag)
+        self._trained, self._buffers = {}, {}  # copies of what was there before
         self._attached = False
 
     def _write_before(self) -> None:

@@ -104,7 +104,7 @@ def conv_selected_gradient(
         # Columns that lie last in memory are those of a linear layer whose rows are (image, position).
         dy, x = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad_output, kept))
         if form == "columns":
-            return selected_gradient(dy, x, places.slot, places.rows)
+            return selected_gradient(dy, x, places, None)
         return linear_selected_gradient(dy, x, places)
     if form == "columns":
         return conv_gradient(grad_output, kept, places.slot, places.rows, None, None, *shape)

@@ -16,6 +16,8 @@ GATHER = 1.0
 GATHER_RAGGED = 2.2
 GATHER_PLANES = 0.8
 GATHER_PIXELS = 1.7
+# The same for a few connections, whose columns stay in cache.
+GATHER_RARE = 0.75
 # Copying one element of a hot column out of an input.
 COLUMN = 0.7
 # The library's own weight gradient of a convolution, for each multiplication; of a grouped or depthwise one, whose
@@ -33,6 +35,16 @@ def product(n: int, neurons: int, width: int) -> float:
 def gather(n: int, connections: int, *, ragged: bool) -> float:
     """Gather, multiply and reduce for each connection of a linear layer."""
     return n * connections * (GATHER_RAGGED if ragged else GATHER)
+
+
+def rare(n: int, connections: int) -> float:
+    """The same for the few connections of a linear layer that a product leaves out."""
+    return n * connections * GATHER_RARE
+
+
+def uses_worth_a_product(neurons: int) -> float:
+    """How many neurons must use a column for a product over it to be cheaper than a gather for each."""
+    return neurons * PRODUCT / GATHER_RARE
 
 
 def conv_gather(n: int, connections: int, *, ragged: bool, channels_last: bool) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewtune.tuning.ops import cost
+from fewtune.tuning.ops.cpu import columns
 from fewtune.tuning.ops.operators import selected_gradient
 from fewtune.tuning.ops.places import SelectedPlaces
 
@@ -27,12 +27,7 @@ def linear_keep(x: Tensor, places: SelectedPlaces, *, keep_whole: bool = False) 
     """
     if keep_whole or places.hot.numel() > KEEP_SHARE * places.fan_in:
         return x
-    return hot_columns(x.reshape(-1, places.fan_in), places.hot)
-
-
-def hot_columns(x: Tensor, hot: Tensor) -> Tensor:
-    """x[:, hot] as an own tensor [N, H]; `gather` reads `x` row by row, which indexing does not."""
-    return x.gather(1, hot.expand(x.shape[0], -1))
+    return columns(x.reshape(-1, places.fan_in), places.hot)
 
 
 def linear_selected_gradient(grad_output: Tensor, kept: Tensor, places: SelectedPlaces) -> Tensor:
@@ -48,18 +43,5 @@ def linear_selected_gradient(grad_output: Tensor, kept: Tensor, places: Selected
     """
     dy = grad_output.reshape(-1, places.neurons)
     x = kept.reshape(-1, kept.shape[-1])
-    if x.shape[1] == places.fan_in and not _copy_pays(x, places):
-        column = places.columns if places.index is None else places.index
-        assert column is not None
-        return selected_gradient(dy, x, column, places.rows)
-    if x.shape[1] == places.fan_in:
-        x = hot_columns(x, places.hot)
-    return selected_gradient(dy, x, places.slot, places.rows)
-
-
-def _copy_pays(x: Tensor, places: SelectedPlaces) -> bool:
-    """Whether a product over a copy of the hot columns is cheaper than what `x` itself allows."""
-    n, neurons, hot = x.shape[0], places.neurons, places.hot.numel()
-    copied = cost.columns(n, hot) + cost.product(n, neurons, hot)
-    gathered = cost.gather(n, places.nnz, ragged=places.index is None)
-    return copied < min(gathered, cost.product(n, neurons, places.fan_in))
+    hot = places.hot if x.shape[1] == places.fan_in else None
+    return selected_gradient(dy, x, places, hot)

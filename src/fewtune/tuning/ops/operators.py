@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from fewtune.tuning.ops import conv_cpu, cpu, triton
+from fewtune.tuning.ops.places import SelectedPlaces
 
 
-def selected_gradient(dy: Tensor, x: Tensor, slot: Tensor, rows: Tensor | None) -> Tensor:
-    """dV[o, k] = sum_n dY[n, o] X[n, slot[o, k]], see `cpu.selected_gradient`; differentiable once more."""
-    if torch.compiler.is_compiling() or _recorded(dy, x):
-        return _operator(dy, x, slot, rows)
-    return _best(dy, x, slot, rows)
+def selected_gradient(dy: Tensor, x: Tensor, places: SelectedPlaces, hot: Tensor | None) -> Tensor:
+    """dV[o, k] = sum_n dY[n, o] X[n, column[o, k]], see `cpu.selected_gradient`; differentiable once more."""
+    function = _operator if torch.compiler.is_compiling() or _recorded(dy, x) else _best
+    return function(dy, x, places.slot, places.rows, hot, places.common, places.rare, places.rare_rows)
 
 
 def conv_gradient(
@@ -44,36 +44,43 @@ def _recorded(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _best(dy: Tensor, x: Tensor, slot: Tensor, rows: Tensor | None) -> Tensor:
-    if rows is None and triton.usable(dy, x, slot):
-        return triton.selected_gradient(dy, x, slot)
-    return cpu.selected_gradient(dy, x, slot, rows)
+def _best(
+    dy: Tensor,
+    x: Tensor,
+    slot: Tensor,
+    rows: Tensor | None,
+    hot: Tensor | None,
+    common: int,
+    rare: Tensor,
+    rare_rows: Tensor,
+) -> Tensor:
+    if rows is None and triton.usable(dy, x):
+        return triton.selected_gradient(dy, x, slot if hot is None else hot[slot])
+    return cpu.selected_gradient(dy, x, slot, rows, hot, common, rare, rare_rows)
 
 
-@torch.library.custom_op("fewtune::selected_gradient", mutates_args=())
-def _operator(dy: Tensor, x: Tensor, slot: Tensor, rows: Tensor | None) -> Tensor:
-    return _best(dy, x, slot, rows)
+_operator = torch.library.custom_op("fewtune::selected_gradient", _best, mutates_args=())
 
 
 @_operator.register_fake
-def _(dy: Tensor, x: Tensor, slot: Tensor, rows: Tensor | None) -> Tensor:
+def _(dy: Tensor, x: Tensor, slot: Tensor, *others: object) -> Tensor:
     return dy.new_empty(slot.shape, dtype=cpu.accumulator(dy, x))
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:5])
 
 
-def _backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     """dV is bilinear in dY and X: with G [O, W] = `gradient` scattered, d(dY) = X G^T and dX = dY G."""
-    dy, x, slot, rows = ctx.saved_tensors
-    scattered = gradient.new_zeros(dy.shape[1], x.shape[1])
+    dy, x, slot, rows, hot = ctx.saved_tensors
     if rows is None:
         rows = torch.arange(dy.shape[1], device=dy.device)[:, None].expand_as(slot)
-    scattered = scattered.index_put((rows, slot), gradient, accumulate=True)
+    scattered = gradient.new_zeros(dy.shape[1], x.shape[1])
+    scattered = scattered.index_put((rows, slot if hot is None else hot[slot]), gradient, accumulate=True)
     by_dy = (x.to(gradient.dtype) @ scattered.t()).to(dy.dtype)
     by_x = (dy.to(gradient.dtype) @ scattered).to(x.dtype)
-    return by_dy, by_x, None, None
+    return by_dy, by_x, None, None, None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_save)

@@ -8,25 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtune.tuning.ops import cost
+
 
 @dataclass(frozen=True, eq=False)
 class SelectedPlaces:
     """The selected connections of one weight seen as a matrix [neurons, fan_in].
 
     Made by `SelectedPlaces.of`. A plain value: neither a module nor a buffer, so that nothing broadcasts,
-    averages or saves it. Values belong to connections in the order of `index` (row by row) or of `rows`.
+    averages or saves it. Values belong to connections in the order of `slot`: neuron by neuron, by column.
 
-    A hot column is one that some neuron selected. In a grouped convolution, each group has columns of its own, so
-    hot columns are counted over all groups: (channel over all groups) * taps + tap.
+    A hot column is one that some neuron selected. Real selections use them very unevenly: with K = 1, eight columns of
+    a ViT's layer serve nine neurons in ten. The first `common` hot columns are each used by enough neurons for a dense
+    product over them to pay; the connections to the rest are `rare` and are computed one by one.
+
+    In a grouped convolution each group has columns of its own, so hot columns are counted over all groups:
+    (channel over all groups) * taps + tap.
 
     Attributes:
         neurons, fan_in: shape of the weight's matrix.
         groups: groups of a convolution.
         taps: kernel positions of a convolution (1 for a linear layer); column = channel in group * taps + tap.
-        index: [neurons, K] selected columns, where every neuron has the same number K of them; else None.
-        rows, columns: [nnz] row and column of each connection where `index` is None; else None.
-        hot: [H] distinct hot columns, ascending.
-        slot: position in `hot` of each connection's column, shaped as `index` or as `columns`.
+        rows: [nnz] neuron of each connection where neurons have different numbers of them; else None.
+        hot: [H] distinct hot columns, the most used first.
+        slot: position in `hot` of each connection's column: [neurons, K], or [nnz] with `rows`.
+        common: how many of the hot columns a dense product is worth.
+        rare: [R] which connections (positions in the flattened `slot`) have another column than those.
+        rare_rows: [R] their neurons, ascending.
         hot_channels: [C] distinct input channels (over all groups) of the hot columns, ascending.
         hot_channel: [H] position in `hot_channels` of each hot column's channel.
         hot_tap: [H] kernel position of each hot column.
@@ -36,11 +44,12 @@ class SelectedPlaces:
     fan_in: int
     groups: int
     taps: int
-    index: Tensor | None
     rows: Tensor | None
-    columns: Tensor | None
     hot: Tensor
     slot: Tensor
+    common: int
+    rare: Tensor
+    rare_rows: Tensor
     hot_channels: Tensor
     hot_channel: Tensor
     hot_tap: Tensor
@@ -77,7 +86,11 @@ class SelectedPlaces:
         form = (neurons, -1) if uniform else (-1,)
 
         group = torch.div(rows, neurons // groups, rounding_mode="floor")
-        hot, slot = torch.unique(group * fan_in + columns, return_inverse=True)
+        hot, slot, uses = torch.unique(group * fan_in + columns, return_inverse=True, return_counts=True)
+        uses, order = uses.sort(descending=True, stable=True)
+        hot, slot = hot[order], order.argsort()[slot]
+        common = int((uses >= cost.uses_worth_a_product(neurons)).sum())
+        rare = (slot >= common).nonzero().squeeze(1)
         channels = torch.div(hot, taps, rounding_mode="floor")
         hot_channels, hot_channel = torch.unique(channels, return_inverse=True)
         places = cls(
@@ -85,11 +98,12 @@ class SelectedPlaces:
             fan_in=fan_in,
             groups=groups,
             taps=taps,
-            index=columns.view(form) if uniform else None,
             rows=None if uniform else rows,
-            columns=None if uniform else columns,
             hot=hot,
             slot=slot.view(form),
+            common=common,
+            rare=rare,
+            rare_rows=rows[rare],
             hot_channels=hot_channels,
             hot_channel=hot_channel,
             hot_tap=hot - channels * taps,
@@ -99,7 +113,12 @@ class SelectedPlaces:
     @property
     def k(self) -> int | None:
         """Connections per neuron where it is the same number everywhere, else None."""
-        return None if self.index is None else self.index.shape[1]
+        return self.slot.shape[1] if self.rows is None else None
+
+    @property
+    def columns(self) -> Tensor:
+        """Column of each connection, within its group's fan_in; shaped as `slot`."""
+        return self.hot[self.slot] % self.fan_in
 
     @property
     def nnz(self) -> int:
@@ -123,6 +142,6 @@ class SelectedPlaces:
 
     def pick(self, matrix: Tensor) -> Tensor:
         """The selected entries of a [neurons, fan_in] matrix: [neurons, K], or [nnz] where rows differ."""
-        if self.index is not None:
-            return matrix.gather(1, self.index)
+        if self.rows is None:
+            return matrix.gather(1, self.columns)
         return matrix[self.rows, self.columns]

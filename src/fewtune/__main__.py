@@ -1,0 +1,5 @@
+"""`python -m fewtune`: the command line."""
+
+from fewtune.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""What a delta file says in JSON of its backbone and of its packed numbers; read strictly, for it may say anything."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from fewtune.delta.fingerprint import Covered
+from fewtune.delta.packing import Layout
+from fewtune.neurons import Anatomy, Role, View
+
+LIMIT = 16 * 2**20
+"""Most bytes of JSON that are looked at."""
+LARGEST = 2**48
+"""Largest length or size that is taken for one."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything of a delta file that is not a number of the task.
+
+    Attributes:
+        anatomy: of the backbone with the task's head.
+        dense: role -> names of the parameters of that role that are trained whole.
+        layers: how each selected weight's places are packed, in their order.
+        bits: of an integer in the tables and in the places.
+        buffers: shapes of the changed buffers.
+        dtypes: dtype of every stored tensor, by name.
+        covered: what the fingerprint covers.
+    """
+
+    anatomy: Anatomy
+    dense: Mapping[Role, tuple[str, ...]]
+    layers: Mapping[str, Layout]
+    bits: tuple[int, int]
+    buffers: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    covered: Mapping[str, Covered]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every stored tensor, in the order in which their numbers stand."""
+        return _stored_shapes(self.anatomy, self.dense, self.layers, self.buffers)
+
+    def to_bytes(self) -> bytes:
+        # What nearly all tensors have in common is said once: the dtype, and that numbers are floating-point.
+        by_dtype = {
+            kind: [n for n, k in self.dtypes.items() if k == kind] for kind in dict.fromkeys(self.dtypes.values())
+        }
+        usual = max(by_dtype, key=lambda kind: len(by_dtype[kind]))
+        parameters = self.anatomy.shapes
+        content = {
+            "anatomy": self.anatomy.to_json(),
+            "dense": {role.value: list(names) for role, names in self.dense.items()},
+            "layers": {name: [form.count, form.hot, form.gaps] for name, form in self.layers.items()},
+            "bits": list(self.bits),
+            "buffers": {name: list(size) for name, size in self.buffers.items()},
+            "dtype": usual,
+            "other dtypes": {kind: names for kind, names in by_dtype.items() if kind != usual},
+            "integer parameters": [n for n, c in self.covered.items() if n in parameters and not c.floating],
+            "known buffers": {n: [list(c.shape), c.floating] for n, c in self.covered.items() if n not in parameters},
+        }
+        return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Description:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error: it is damaged.
+        """
+        decoder = zlib.decompressobj()
+        plain = decoder.decompress(data, LIMIT)
+        if not decoder.eof or decoder.unused_data:
+            raise ValueError("the description of the model is damaged")
+        content = _object(json.loads(plain))
+        anatomy = _anatomy(_object(content["anatomy"]))
+        integer = _names(content["integer parameters"], anatomy.shapes)
+        covered = {
+            n: Covered(s, n not in integer) for n, s in anatomy.shapes.items() if anatomy.roles.get(n) is not Role.HEAD
+        }
+        covered |= {
+            name: Covered(_shape(size), _flag(floating))
+            for name, (size, floating) in _object(content["known buffers"]).items()
+        }
+        dense = {Role(role): _names(names, anatomy.shapes) for role, names in _object(content["dense"]).items()}
+        layers = {name: _layout(form) for name, form in _object(content["layers"]).items()}
+        buffers = {name: _shape(size) for name, size in _object(content["buffers"]).items()}
+        shapes = _stored_shapes(anatomy, dense, layers, buffers)
+        others = {n: k for k, names in _object(content["other dtypes"]).items() for n in _names(names, shapes)}
+        if sum(prod(size) for size in shapes.values()) > LARGEST:
+            raise ValueError("more numbers are stated than any file holds")
+        return cls(
+            anatomy,
+            dense,
+            layers,
+            (_number(content["bits"][0]), _number(content["bits"][1])),
+            buffers,
+            dtypes={name: others.get(name, content["dtype"]) for name in shapes},
+            covered=covered,
+        )
+
+
+def _stored_shapes(
+    anatomy: Anatomy,
+    dense: Mapping[Role, tuple[str, ...]],
+    layers: Mapping[str, Layout],
+    buffers: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[int, ...]]:
+    named = [name for names in dense.values() for name in names]
+    whole = {name: anatomy.shapes[name] for name in (*named, *anatomy.named(Role.HEAD))}
+    return {**{name: (form.count,) for name, form in layers.items()}, **whole, **buffers}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a part of the description is no JSON object")
+    return value
+
+
+def _number(value: Any) -> int:
+    """A whole number; JSON's true and 1.0 are none."""
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise ValueError("a length or a size is no whole number in range")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("a flag is neither true nor false")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a shape is no list")
+    return tuple(_number(size) for size in value)
+
+
+def _layout(value: Any) -> Layout:
+    count, hot, gaps = value
+    return Layout(_number(count), _number(hot), _flag(gaps))
+
+
+def _names(value: Any, known: Mapping[str, Any]) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name in known for name in value):
+        raise ValueError("a list of names is damaged")
+    return tuple(value)
+
+
+def _anatomy(data: dict[str, Any]) -> Anatomy:
+    """Every parameter is a weight of neurons or has a role, not both."""
+    shapes = {name: _shape(size) for name, size in _object(data["shapes"]).items()}
+    views = {name: _view(view) for name, view in _object(data["views"]).items()}
+    roles = {name: Role(role) for name, role in _object(data["roles"]).items()}
+    if views.keys() | roles.keys() != shapes.keys() or views.keys() & roles.keys():
+        raise ValueError("the anatomy is not complete")
+    if any(view.shape != shapes[name] for name, view in views.items()):
+        raise ValueError("a weight has two shapes")
+    return Anatomy(views, roles, shapes)
+
+
+def _view(value: Any) -> View:
+    size, kind, groups = value
+    size, groups = _shape(size), _number(groups)
+    match kind:
+        case "rows" if len(size) >= 1 and groups >= 1:
+            return View(size, "rows", groups)
+        case "columns" if len(size) == 2 and groups >= 1:
+            return View(size, "columns", groups)
+        case "transposed" if len(size) >= 2 and groups >= 1 and size[0] % groups == 0:
+            return View(size, "transposed", groups)
+        case _:
+            raise ValueError("a weight's view is damaged")

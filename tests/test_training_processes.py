@@ -1,0 +1,101 @@
+"""Runs that are killed and resumed, and runs of two processes, by the command line as a user would."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import arguments, coloured_folder, fewtune, tiny_recipe
+from safetensors.torch import load_file
+
+from fewtune.training import fit
+
+TIMEOUT = 240
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return coloured_folder(tmp_path_factory.mktemp("data") / "images")
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """Without the seconds, which no two runs share."""
+    entries = json.loads((folder / "history.json").read_text())
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+def _kill_after(epochs: int, command: list[str], folder: Path) -> None:
+    """Start a run and SIGKILL it as soon as so many epochs are finished, in the midst of the next one."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(TIMEOUT * 20):
+            if (folder / "history.json").exists() and len(_history(folder)) >= epochs:
+                break
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed: raise its epochs"
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_ends_with_the_very_same_numbers(images: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "epochs": 12, "ema": 0.9, "mixup": 0.2, "drop_path": 0.2, "augment": "fgvc", "lr": 1e-3
+    }  # fmt: skip
+    fit(tiny_recipe(images, **settings), tmp_path / "whole")
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "fewtune", "fit", *arguments(images, **settings), "--out", str(killed)]
+    _kill_after(4, command, killed)
+    assert not (killed / "metrics.json").exists()
+    selected = (killed / "selection.safetensors").stat().st_mtime_ns
+    done = fewtune("fit", "--resume", "--out", killed, "--json")
+    assert done.returncode == 0, done.stderr
+    assert (killed / "selection.safetensors").stat().st_mtime_ns == selected
+    assert _history(killed) == _history(tmp_path / "whole")
+    for name in ("delta.safetensors", "test_predictions.csv"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert json.loads(done.stdout)["test"] == metrics["test"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(images: Path, tmp_path: Path) -> None:
+    """Two gloo processes with batches of 4 against one with batches of 8: the same images in every step.
+
+    Gradients are averaged in another order, so values agree to 1e-4 of the largest, not bit for bit. The connections are
+    chosen by magnitude, since a contrastive batch of 4 is not one of 8.
+    """
+    settings: dict[str, Any] = {
+        "importance": "magnitude",
+        "augment": "fgvc",
+        "ema": 0.9,
+        "lr": 1e-3,
+        "test_fraction": 0.2,
+    }
+    one = fit(tiny_recipe(images, **settings), tmp_path / "one")
+    two = tmp_path / "two"
+    shared = arguments(images, **settings, devices=2, strategy="ddp") + ["batch_size=4"]
+    done = fewtune("fit", *shared, "--out", two, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trained"] == one.metrics["trained"]  # printed once, by one process
+    states = [
+        torch.load(folder / "checkpoint.ckpt", weights_only=True)["state_dict"]["values"]
+        for folder in (one.folder.path, two)
+    ]
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], rtol=1e-4, atol=1e-4 * float(value.abs().max())), name
+    for first, second in zip(_history(one.folder.path), _history(two), strict=True):
+        assert second["val_loss"] == pytest.approx(first["val_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_importance_pass(images: Path, tmp_path: Path) -> None:
+    done = fewtune("fit", *arguments(images, epochs=1, devices=2, strategy="ddp"), "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert sum(t.numel() for t in load_file(tmp_path / "run" / "selection.safetensors").values()) == 3136
