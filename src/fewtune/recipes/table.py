@@ -48,7 +48,7 @@ IMAGENET_NORM = "normalised by ImageNet's mean and standard deviation"
 VIT = Checkpoint(
     "vit_b16", "ViT-B/16", "timm:vit_base_patch16_224.augreg_in21k",
     "ImageNet-21k, AugReg, normalised by mean = std = 0.5: the one that GPS and SSF used. Figures of VPT, NOAH, SPT "
-    "and SNELL are of the original checkpoint of 2020: model=timm:vit_base_patch16_224.orig_in21k (0.5 in timm as well)",
+    "and SNELL are of the original checkpoint of 2020: model=timm:vit_base_patch16_224.orig_in21k (0.5 in timm too)",
 )  # fmt: skip
 SWIN = Checkpoint(
     "swin_b", "Swin-B", "timm:swin_base_patch4_window7_224.ms_in22k", f"ImageNet-22k, {IMAGENET_NORM}",
