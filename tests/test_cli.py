@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from runs import SETTINGS, arguments, coloured_folder, fewtune
 from safetensors.torch import load_file
 
 import fewtune as library
+from runs import SETTINGS, arguments, coloured_folder, fewtune
 
 pytestmark = pytest.mark.slow
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import fewtune
 from fewtune.tuning import layers, sparse
-from fewtune.tuning.layers import Selected
 from fewtune.tuning.reference import DenseMask
+from fewtune.tuning.slots import Selected
 from layer_kinds import CLASSES, KINDS, Net
 
 warnings.filterwarnings("ignore", message=".*weight_norm.*")
@@ -370,3 +370,21 @@ def test_copies_are_independent() -> None:
     training.run()
     now = copied.state_dict()
     assert_same({name: now[name] for name in training.before}, training.before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 5), (2, 3, 4)),
+        (nn.Linear(4, 5, bias=False), (2, 3, 4)),
+        (nn.Conv1d(4, 5, 3), (2, 4, 6)),
+        (nn.Conv2d(4, 5, 3), (2, 4, 6, 5)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_output_may_be_changed_in_place(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """As a plain layer's may, though the library's product of more than two dimensions is a view."""
+    net = nn.Sequential(layer)
+    tuner = fewtune.attach(net, fewtune.select(fewtune.random_importance(net, head=None), k=1))
+    net(torch.randn(shape)).mul_(2).sum().backward()
+    assert all(p.grad is not None for p in tuner.parameters())

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from runs import coloured_folder
 from torch import nn
 
 import fewtune
@@ -25,6 +24,7 @@ from fewtune.training.averaging import Average
 from fewtune.training.loaders import image_loader
 from fewtune.training.module import _class_weights
 from fewtune.training.schedule import learning_rate
+from runs import coloured_folder
 
 
 def test_learning_rate_rises_linearly_then_falls_along_a_cosine() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import arguments, coloured_folder, fewtune, tiny_recipe
 from safetensors.torch import load_file
 
 from fewtune.training import fit
+from runs import arguments, coloured_folder, fewtune, tiny_recipe
 
 TIMEOUT = 240
 
@@ -68,19 +68,20 @@ def test_a_killed_and_resumed_run_ends_with_the_very_same_numbers(images: Path, 
 def test_two_processes_train_what_one_trains(images: Path, tmp_path: Path) -> None:
     """Two gloo processes with batches of 4 against one with batches of 8: the same images in every step.
 
-    Gradients are averaged in another order, so values agree to 1e-4 of the largest, not bit for bit. The connections are
-    chosen by magnitude, since a contrastive batch of 4 is not one of 8.
+    Gradients are summed in another order, so values agree to 1e-4 of the largest, not bit for bit (by SGD: Adam
+    divides rounding noise by itself where a gradient is zero, as that of a key's bias). The connections are chosen by
+    magnitude, since a contrastive batch of 4 is not one of 8.
     """
     settings: dict[str, Any] = {
         "importance": "magnitude",
         "augment": "fgvc",
         "ema": 0.9,
-        "lr": 1e-3,
-        "test_fraction": 0.2,
+        "optimizer": "sgd",
+        "lr": 0.05,
     }
     one = fit(tiny_recipe(images, **settings), tmp_path / "one")
     two = tmp_path / "two"
-    shared = arguments(images, **settings, devices=2, strategy="ddp") + ["batch_size=4"]
+    shared = [*arguments(images, **settings, devices=2, strategy="ddp"), "batch_size=4"]
     done = fewtune("fit", *shared, "--out", two, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained"] == one.metrics["trained"]  # printed once, by one process

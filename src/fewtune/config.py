@@ -67,6 +67,13 @@ class SelectionKeys(_Keys):
     relative_position: Literal["none", "all"] = "none"
     exclude: tuple[str, ...] = Field((), description="glob patterns of modules that are never selected from")
 
+    @field_validator("granularity")
+    @classmethod
+    def _neurons_need_one(cls, granularity: str, info: ValidationInfo) -> str:
+        if granularity == "neuron" and (info.data.get("k") or 1) < 1:
+            raise ValueError(f"k={info.data['k']:g} is less than one connection a neuron; take 'layer' or 'network'")
+        return granularity
+
     @field_validator("budget")
     @classmethod
     def _one_of_k_and_budget(cls, budget: float | None, info: ValidationInfo) -> float | None:

@@ -5,6 +5,7 @@ Every measure is computed once, from the probabilities of all test images, so th
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ class Report:
 
     def to_json(self) -> dict:
         """Plain dicts, lists and numbers."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
 
 def bootstrap(values: np.ndarray, *, samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:

@@ -204,12 +204,14 @@ class Selection:
             if unknown := [n for names in dense.values() for n in names if n not in anatomy.shapes]:
                 raise ValueError(f"unknown parameter {unknown[0]}")
             places = {n: _checked(anatomy.views[n].neurons, anatomy.views[n].fan_in, t) for n, t in tensors.items()}
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            return cls(anatomy, places, dense)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SelectionError(f"{path} is not a selection file, or it is damaged ({error})") from error
-        return cls(anatomy, places, dense)
 
 
 def _checked(neurons: int, fan_in: int, flat: Tensor) -> Places:
+    if flat.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"indices of {flat.dtype}")
     flat = flat.to(torch.int64)
     increasing = flat.ndim == 1 and bool((flat[1:] > flat[:-1]).all())
     if not increasing or (flat.numel() and not 0 <= int(flat[0]) <= int(flat[-1]) < neurons * fan_in):
@@ -267,6 +269,8 @@ def select(
     if not matrices:
         raise SelectionError("no weight is left to select from; exclude fewer modules")
     places = granular_top_k(matrices, k, budget, granularity)
+    if not places:
+        raise SelectionError("the selection is empty: no connection is selected; raise k or budget")
     wanted = {Role.BIAS: bias, Role.SCALE: scale, Role.NORM: norm, Role.RELATIVE_POSITION: relative_position}
     dense = {
         role: tuple(n for n in anatomy.named(role) if n not in excluded)

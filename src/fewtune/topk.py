@@ -75,7 +75,7 @@ def _by_neuron(matrices: Mapping[str, Tensor], wanted: float) -> dict[str, Tenso
             "or take granularity='layer' or 'network'"
         )
     masks = {name: top_mask(m, whole) for name, m in matrices.items()}
-    extra = round(_total(matrices, wanted) - _total(matrices, whole))
+    extra = round(_total(matrices, wanted)) - int(_total(matrices, whole))  # rounded as for a layer or the network
     if not extra:
         return masks
     # The next connection of every neuron that has one left; the neurons with the largest of them get one more.

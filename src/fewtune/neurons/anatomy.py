@@ -19,7 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fewtune.errors import ModelError, SelectionError
 from fewtune.neurons.roles import Role, behaves_like_norm, listed_role, qualified
-from fewtune.neurons.views import View
+from fewtune.neurons.views import View, sizes
 
 
 class AskModel:
@@ -97,9 +97,19 @@ class Anatomy:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Anatomy:
-        views = {n: View(tuple(shape), kind, groups) for n, (shape, kind, groups) in data["views"].items()}
+        """The inverse of `to_json`.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: the data is of no anatomy.
+        """
+        shapes = {n: sizes(s) for n, s in data["shapes"].items()}
+        views = {n: View.from_json(v) for n, v in data["views"].items()}
         roles = {n: Role(r) for n, r in data["roles"].items()}
-        return cls(views, roles, {n: tuple(s) for n, s in data["shapes"].items()})
+        if views.keys() & roles.keys() or views.keys() | roles.keys() != shapes.keys():
+            raise ValueError("every parameter must have either neurons or a role")
+        if different := [n for n, view in views.items() if view.shape != shapes[n]]:
+            raise ValueError(f"{different[0]} has two shapes")
+        return cls(views, roles, shapes)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

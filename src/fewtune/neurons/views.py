@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 Kind = Literal["rows", "columns", "transposed"]
+
+
+def sizes(data: Any) -> tuple[int, ...]:
+    """A list of JSON as sizes.
+
+    Raises:
+        ValueError: it is none of whole numbers from 0 on, or the numbers are absurd.
+    """
+    if not isinstance(data, list) or not all(type(n) is int and 0 <= n < 2**40 for n in data):
+        raise ValueError(f"expected a list of sizes, got {data!r}")
+    return tuple(data)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,21 @@ class View:
     shape: tuple[int, ...]
     kind: Kind = "rows"
     groups: int = 1
+
+    @classmethod
+    def from_json(cls, data: Any) -> View:
+        """Of [shape, kind, groups].
+
+        Raises:
+            TypeError, ValueError: there is no such view.
+        """
+        shape, kind, (groups,) = sizes(data[0]), data[1], sizes(data[2:])
+        least = {"rows": 1, "columns": 2, "transposed": 3}
+        if kind not in get_args(Kind) or len(shape) < least[kind] or not groups:
+            raise ValueError(f"no view of a weight is {data}")
+        if kind == "transposed" and shape[0] % groups:
+            raise ValueError(f"{shape[0]} inputs do not make {groups} groups")
+        return cls(shape, kind, groups)
 
     @property
     def neurons(self) -> int:

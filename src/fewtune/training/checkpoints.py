@@ -86,7 +86,6 @@ def _outside_head(backbone: Backbone) -> dict[str, Tensor]:
 
 def save_state(state: dict[str, Tensor], out: Path) -> None:
     """Write tensors as one safetensors file, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(out, {name: tensor.clone() for name, tensor in state.items()}, {"format": "pt"})
 
 

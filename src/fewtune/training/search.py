@@ -19,7 +19,7 @@ from fewtune.methods.full import Full
 from fewtune.training.module import Classifier, NonFiniteLoss
 from fewtune.training.probabilities import pick_device
 from fewtune.training.selecting import choose, score
-from fewtune.training.trainer import build_trainer
+from fewtune.training.trainer import build_trainer, duration
 from fewtune.tuning import attach
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def search_recipe(work: Work) -> Found:
         rows.append({**_searched(candidate), **_try(work, candidate, scores), "epochs": candidate.epochs})
         log.info("search %d of %d: %s", number, len(candidates), _line(rows[-1]))
         if number == 1 and len(candidates) > 1:
-            minutes = (time.perf_counter() - started) * (len(candidates) - 1) / 60
-            log.info("about %.1f minutes for the rest of the search", minutes)
+            rest = (time.perf_counter() - started) * (len(candidates) - 1)
+            log.info("about %s for the rest of the search", duration(rest))
     best = max(range(len(rows)), key=lambda i: (rows[i]["val_accuracy"], -rows[i]["val_loss"]))
     log.info("best: %s", _line(rows[best]))
     return Found(recipe.changed(**_searched(candidates[best])), rows)
@@ -67,12 +67,11 @@ def search_recipe(work: Work) -> Found:
 def _candidates(recipe: Recipe) -> Iterator[Recipe]:
     ks: tuple[float | None, ...] = recipe.search_k if recipe.method == "gps" else (recipe.k,)
     drops = recipe.search_drop_path or (recipe.drop_path,)
+    share = -(-recipe.warmup * recipe.search_epochs // recipe.epochs)  # of the warm-up, rounded up
+    short = {"epochs": recipe.search_epochs, "warmup_epochs": min(share, recipe.search_epochs - 1)}
     for k, lr, drop_path in itertools.product(ks, recipe.search_lr, drops):
         budget = None if recipe.method == "gps" else recipe.budget
-        yield recipe.changed(
-            k=k, budget=budget, lr=lr, drop_path=drop_path, epochs=recipe.search_epochs, warmup_epochs=None,
-            devices=1, strategy="auto",
-        )  # fmt: skip
+        yield recipe.changed(k=k, budget=budget, lr=lr, drop_path=drop_path, devices=1, strategy="auto", **short)
 
 
 def _searched(recipe: Recipe) -> dict[str, Any]:

@@ -71,8 +71,15 @@ class TimeEstimate(Callback):
         if len(self.seconds) == TIMED_STEPS.stop and trainer.is_global_zero:
             epochs = (trainer.max_epochs or 0) - trainer.current_epoch
             steps = epochs * trainer.num_training_batches
-            minutes = steps * sum(timed) / len(timed) / 60
-            log.info("about %.1f minutes for %d epochs of %d steps", minutes, epochs, trainer.num_training_batches)
+            seconds = steps * sum(timed) / len(timed)
+            log.info("about %s for %d steps and %d epochs in all", duration(seconds), steps, epochs)
+
+
+def duration(seconds: float) -> str:
+    """A rough time in the unit that reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 class EpochLines(Callback):

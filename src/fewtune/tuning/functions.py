@@ -18,6 +18,7 @@ from fewtune.errors import TuningError
 from fewtune.tuning.ops import (
     ConvShape,
     SelectedPlaces,
+    channels_last,
     conv_keep,
     conv_selected_gradient,
     linear_keep,
@@ -51,6 +52,11 @@ def recorded(values: Tensor) -> bool:
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # a compiler cannot be asked
         return False
     return torch.is_grad_enabled() and values.requires_grad
+
+
+def sharded(values: Tensor) -> bool:
+    """Whether this is one process's part of distributed values (a DTensor)."""
+    return hasattr(values, "to_local")
 
 
 class Handed(torch.autograd.Function):
@@ -92,6 +98,11 @@ def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
     return x, weight, bias if bias is None or bias.dtype is torch.float64 else bias.to(dtype)
 
 
+def own(y: Tensor) -> Tensor:
+    """The same tensor, but never a view: what a function returns may then be changed in place, as a layer's may."""
+    return torch.ops.aten._unsafe_view(y, y.shape)
+
+
 class SelectedLinear(torch.autograd.Function):
     """y = x W^T + b; of dL/dW = dY^T X only the selected entries are formed (Eq. 5-6).
 
@@ -106,16 +117,21 @@ class SelectedLinear(torch.autograd.Function):
         x, cast_weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(linear_keep(x, places, keep_whole=whole), weight)
         ctx.places = places
-        return F.linear(x, cast_weight, bias)
+        return own(F.linear(x, cast_weight, bias))
 
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> Any:
         kept, weight = ctx.saved_tensors
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
-        dx = (dy @ weight.to(dy.dtype)).to(x_dtype) if ctx.needs_input_grad[0] else None
-        dv = linear_selected_gradient(dy, kept, ctx.places).to(values_dtype) if ctx.needs_input_grad[1] else None
-        db = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=bias_dtype) if ctx.needs_input_grad[3] else None
+        rows = dy.reshape(-1, dy.shape[-1])  # a matrix: of more dimensions, matmul makes batches where strides are odd
+        dx = dv = db = None
+        if ctx.needs_input_grad[0]:
+            dx = (rows @ weight.to(dy.dtype)).to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
+        if ctx.needs_input_grad[1]:
+            dv = linear_selected_gradient(rows, kept, ctx.places).to(values_dtype)
+        if ctx.needs_input_grad[3]:
+            db = rows.sum(0, dtype=bias_dtype)
         return dx, dv, None, db, None, None
 
 
@@ -136,10 +152,12 @@ class SelectedConv(torch.autograd.Function):
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
         x, cast_weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(conv_keep(x, places, shape, keep_whole=whole), weight)
-        ctx.places, ctx.shape, ctx.input_shape = places, shape, x.shape
+        ctx.places, ctx.shape, ctx.input_shape, ctx.channels_last = places, shape, x.shape, channels_last(x)
         none = [0] * len(shape.stride)
-        return torch.convolution(
-            x, cast_weight, bias, shape.stride, shape.padding, shape.dilation, False, none, shape.groups
+        return own(
+            torch.convolution(
+                x, cast_weight, bias, shape.stride, shape.padding, shape.dilation, False, none, shape.groups
+            )
         )
 
     @staticmethod
@@ -150,7 +168,7 @@ class SelectedConv(torch.autograd.Function):
         shape: ConvShape = ctx.shape
         dx = dv = db = None
         if ctx.needs_input_grad[0]:
-            dx = conv_input_gradient(dy, weight.to(dy.dtype), shape, ctx.input_shape).to(x_dtype)
+            dx = conv_input_gradient(dy, weight.to(dy.dtype), shape, ctx.input_shape, ctx.channels_last).to(x_dtype)
         if ctx.needs_input_grad[1]:
             dv = conv_selected_gradient(dy, kept, ctx.places, shape, ctx.input_shape).to(values_dtype)
         if ctx.needs_input_grad[3]:
@@ -158,9 +176,16 @@ class SelectedConv(torch.autograd.Function):
         return dx, dv, None, db, None, None, None
 
 
-def conv_input_gradient(dy: Tensor, weight: Tensor, shape: ConvShape, input_shape: torch.Size) -> Tensor:
-    """dL/dx of a convolution, which needs the input's shape alone."""
+def conv_input_gradient(dy: Tensor, weight: Tensor, shape: ConvShape, input_shape: torch.Size, last: bool) -> Tensor:
+    """dL/dx of a convolution, which needs the input's shape and memory format alone.
+
+    The format is told by a tensor that is never written, so that no memory is touched for it on a CPU; without it the
+    library would compute channels first and copy dy and dx there and back.
+    """
+    images, channels, *size = input_shape
     no_input = dy.new_empty(1).expand(input_shape)
+    if last:
+        no_input = dy.new_empty(images, *size, channels).movedim(-1, 1)
     none = [0] * len(shape.stride)
     dx, _, _ = torch.ops.aten.convolution_backward(
         dy, no_input, weight, None, shape.stride, shape.padding, shape.dilation, False, none, shape.groups,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fewtune.errors import TuningError
 from fewtune.neurons import View
 from fewtune.tuning.fast import fast_forward
-from fewtune.tuning.functions import Handed, HandedWhole, recorded
+from fewtune.tuning.functions import Handed, HandedWhole, recorded, sharded
 from fewtune.tuning.ops import SelectedPlaces
 
 SELECTED = "_selected"
@@ -190,9 +190,11 @@ def _rebuild(base: type[nn.Module], kinds: Kinds) -> nn.Module:
 
 def _handing_out(attribute: str) -> property:
     def get(self: Any) -> Tensor:
-        frozen = self._fewtune_frozen(attribute)
         slot = self._fewtune.tuned[attribute]
         values = self._parameters[attribute + slot.suffix]
+        if sharded(values):
+            return self._parameters[attribute]  # FSDP asks for its parameter; it computes with whole ones
+        frozen = self._fewtune_frozen(attribute)
         return slot.hand_out(values, frozen) if recorded(values) else frozen
 
     return property(get)
@@ -274,7 +276,7 @@ def write_values(module: nn.Module, *, changed: bool = False) -> None:
             values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
             assert values is not None
             assert frozen is not None
-            if changed or frozen.is_meta or hasattr(values, "to_local") or not _holds(slot, values, frozen):
+            if changed or frozen.is_meta or sharded(values) or not _holds(slot, values, frozen):
                 _write(module, attribute)
 
 
@@ -286,7 +288,7 @@ def _holds(slot: Selected | Whole, values: Tensor, frozen: Tensor) -> bool:
 def _write(module: Any, attribute: str) -> None:
     slot = module._fewtune.tuned[attribute]
     values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
-    if hasattr(values, "to_local"):
+    if sharded(values):
         write_shard(slot, values, frozen)
     else:
         slot.write(values.detach(), frozen.detach())
@@ -303,7 +305,7 @@ def write_shard(slot: Selected | Whole, values: Any, frozen: Any) -> None:
     if isinstance(slot, Whole):
         slot.write(values.detach().to_local(), local)
         return
-    if slot.places.index is None or slot.view.kind != "rows":
+    if slot.places.k is None or slot.view.kind != "rows":
         raise TuningError(
             "FSDP shards a weight and its selected values by rows, which needs the same number of connections in every "
             "neuron of a weight: select with granularity='neuron' and a whole k, and exclude transposed layers"

@@ -20,6 +20,7 @@ from fewtune.errors import TuningError
 from fewtune.neurons import Owner, has_running_statistics, nearest, owners
 from fewtune.selection import Selection
 from fewtune.tuning import layers
+from fewtune.tuning.functions import sharded
 from fewtune.tuning.layers import MASTER, SWAPPED, Selected, Tuned, Whole, write_values
 from fewtune.tuning.ops import SelectedPlaces
 
@@ -95,6 +96,8 @@ def attach(
 def _check(model: nn.Module, selection: Selection) -> None:
     if any(isinstance(module, Tuned) for module in model.modules()):
         raise TuningError("a selection is attached to this model already; detach it first")
+    if any(sharded(p) for p in model.parameters()):
+        raise TuningError("the model's parameters are distributed already; attach first, then shard (fully_shard)")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name, shape in selection.anatomy.shapes.items():
         if name not in shapes:
@@ -256,8 +259,16 @@ class Tuner:
         """A plain model again: tuned, or bit for bit as it was before `attach`.
 
         Classes and ``requires_grad`` are restored, compact parameters are gone.
+
+        Raises:
+            TuningError: FSDP has sharded the model.
         """
         self._must_be_attached()
+        if any(sharded(trained.tensor) for trained in self._trained.values()):
+            raise TuningError(
+                "a model that FSDP has sharded cannot be detached: take tuner.plain_state_dict() or tuner.delta(), "
+                "and load it into a plain model"
+            )
         self.sync()
         if not keep:
             self._write_before()

@@ -7,11 +7,13 @@ it into the values' gradient. `reference.py` holds the slow, obvious form of bot
 
 from fewtune.tuning.ops.conv import ConvShape, conv_keep, conv_selected_gradient
 from fewtune.tuning.ops.linear import linear_keep, linear_selected_gradient
+from fewtune.tuning.ops.patches import channels_last
 from fewtune.tuning.ops.places import SelectedPlaces
 
 __all__ = [
     "ConvShape",
     "SelectedPlaces",
+    "channels_last",
     "conv_keep",
     "conv_selected_gradient",
     "linear_keep",
