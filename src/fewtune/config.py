@@ -25,7 +25,13 @@ class _Keys(BaseModel):
 class DataKeys(_Keys):
     """What is learnt from, and how its images are presented."""
 
-    data: str = Field(description="a folder of class folders, a CSV file of path,label, or a data set's name")
+    data: str = Field(
+        description="a folder of class folders, a CSV file of path,label, a data set's name, or task:KEY?root=FOLDER"
+    )
+    shots: int | None = Field(None, gt=0, description="training images of each class, for few-shot learning")
+    ood: tuple[Literal["imagenet-a", "imagenet-r", "imagenet-c"], ...] = Field(
+        (), description="sets that lie beside ImageNet-1k, on which its task is scored at the end"
+    )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="part of the training images kept for validation")
     test_fraction: float | None = Field(None, gt=0, lt=1, description="part kept for the test, if none is given")
     limit_train: int | None = Field(None, gt=0, description="at most so many images to train and validate on")
@@ -182,7 +188,7 @@ def read_recipe(files: Iterable[str | Path] = (), overrides: Iterable[str] = (),
     """A recipe from YAML files, then `values` that are not None, then `key=value` overrides; the last word wins."""
     merged: dict[str, Any] = {}
     for path in files:
-        merged.update(_read_yaml(Path(path)))
+        merged.update(read_yaml(Path(path)))
     merged.update({key: value for key, value in values.items() if value is not None})
     merged.update(_parse(override) for override in overrides)
     return recipe_from(merged)
@@ -193,7 +199,8 @@ def write_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `key: value` lines of a YAML file; ConfigError where it is missing or holds something else."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

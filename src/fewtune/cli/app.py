@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewtune.cli import delta, demo, evaluate, fit, predict, select
+from fewtune.cli import data, delta, demo, evaluate, fit, ood, predict, recipes, select
 
 app = typer.Typer(
     name="fewtune",
@@ -34,5 +34,8 @@ app.command("fit")(fit.fit)
 app.command("select")(select.select)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("ood")(ood.ood)
 app.add_typer(delta.app, name="delta")
+app.add_typer(data.app, name="data")
+app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)

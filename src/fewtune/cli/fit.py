@@ -10,10 +10,13 @@ import typer
 
 def fit(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="YAML files, and key=value settings such as lr=1e-3 k=2 epochs=30.")
+        list[str] | None,
+        typer.Argument(help="Recipes, YAML files, and key=value settings such as lr=1e-3 k=2 epochs=30."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="timm:NAME, hf:ID, torchvision:NAME, file:PATH, demo:NAME")] = None,
-    data: Annotated[str | None, typer.Option(help="A folder of class folders, a CSV file, a data set's name")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Class folders, a CSV file, a data set's name; the folder of a recipe's data")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; left out, runs/DATA-METHOD")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in the folder.")] = False,
@@ -21,27 +24,21 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Select, train, test once, and write a run folder with the task file."""
-    from fewtune.config import read_recipe
+    from fewtune.recipes import read, run_name
     from fewtune.training import fit as run
     from fewtune.training.trainer import is_main
 
-    files, overrides = split_settings(settings)
+    given = settings or []
     recipe = None
-    if not (resume and model is None and data is None and not files and not overrides):
-        recipe = read_recipe(files, overrides, model=model, data=data)
+    if not (resume and model is None and data is None and not given):
+        recipe = read(given, model=model, data=data)
     if out is None:
         if recipe is None:
             raise typer.BadParameter("--resume needs --out, the folder of the run")
-        out = Path("runs") / f"{Path(recipe.data).name.replace(':', '-')}-{recipe.method}"
+        out = Path("runs") / run_name(given, recipe)
     result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
     if is_main():
         show(result.metrics, result.folder.path, as_json)
-
-
-def split_settings(settings: list[str] | None) -> tuple[list[str], list[str]]:
-    """YAML files, and key=value settings."""
-    given = settings or []
-    return [item for item in given if "=" not in item], [item for item in given if "=" in item]
 
 
 def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:

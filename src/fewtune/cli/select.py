@@ -9,7 +9,7 @@ import typer
 
 
 def select(
-    settings: Annotated[list[str] | None, typer.Argument(help="YAML files and key=value settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="Recipes, YAML files and key=value settings.")] = None,
     model: Annotated[str | None, typer.Option(help="As in `fewtune fit`.")] = None,
     data: Annotated[str | None, typer.Option(help="As in `fewtune fit`.")] = None,
     out: Annotated[Path, typer.Option(help="The selection's file.")] = Path("selection.safetensors"),
@@ -19,15 +19,13 @@ def select(
 
     `fewtune fit selection=FILE` trains it.
     """
-    from fewtune.cli.fit import split_settings
     from fewtune.cli.output import print_json
-    from fewtune.config import read_recipe
+    from fewtune.recipes import read
     from fewtune.training.probabilities import pick_device
     from fewtune.training.protocol import prepare
     from fewtune.training.selecting import choose, score
 
-    files, overrides = split_settings(settings)
-    recipe = read_recipe(files, overrides, model=model, data=data)
+    recipe = read(settings or [], model=model, data=data)
     work = prepare(recipe)
     scores = score(recipe, work.backbone, work.data.train, pick_device(recipe.accelerator))
     selection = choose(recipe, scores)

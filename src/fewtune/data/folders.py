@@ -28,10 +28,10 @@ def folder_data(root: Path) -> ImageData:
     """The class folders of `root`. Its subfolders are splits if one is called "train" and holds folders itself."""
     splits = _split_folders(root)
     if "train" not in splits:
-        names, train = _class_folders(root, root)
+        names, train = class_folders(root, root)
         return ImageData(name=root.name, class_names=names, train=train)
-    names, train = _class_folders(splits["train"], root)
-    others = {key: _class_folders(splits[key], root, names)[1] for key in ("val", "test") if key in splits}
+    names, train = class_folders(splits["train"], root)
+    others = {key: class_folders(splits[key], root, names)[1] for key in ("val", "test") if key in splits}
     return ImageData(name=root.name, class_names=names, train=train, **others)
 
 
@@ -56,7 +56,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _class_folders(
+def class_folders(
     folder: Path, root: Path, class_names: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Split]:
     """The classes and images of one folder of class folders; with `class_names`, the classes must be among these."""

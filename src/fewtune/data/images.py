@@ -19,6 +19,10 @@ SUFFIXES = frozenset(
 """Suffixes of files that are taken for images, whatever their case."""
 
 
+ORIENTATION = 0x0112
+"""The EXIF tag that tells how to turn a picture; 1: not at all."""
+
+
 def is_hidden(path: Path) -> bool:
     """Files and folders that systems leave about: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
     return path.name.startswith((".", "@")) or path.name == "__MACOSX"
@@ -73,7 +77,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         colours = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert copies, which costs at every loading
 
 
 def _to_8_bits(grey: np.ndarray, mode: str) -> np.ndarray:
@@ -114,8 +118,10 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data say; as it is where these are unreadable."""
+    """The image turned as its EXIF data say; as it is, not copied, where they say nothing or are unreadable."""
     try:
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return image
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return image

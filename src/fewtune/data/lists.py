@@ -80,9 +80,10 @@ def is_vtab(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("train800.txt", "train800val200.txt"))
 
 
-def vtab_data(folder: Path) -> ImageData:
+def vtab_data(folder: Path, classes: int | None = None) -> ImageData:
     """A VTAB-1k task: 800 images to train, 200 to validate, the rest to test; a line of a list is "path label".
 
+    `classes` is known for a declared task; else the folder's name tells it.
     Without train800.txt and val200.txt the 1,000 images of train800val200.txt are the training images.
     """
     files = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
@@ -92,7 +93,7 @@ def vtab_data(folder: Path) -> ImageData:
         if not (folder / name).is_file():
             raise DataError(f"{folder} is a VTAB-1k task without its list {name}")
     listed = {split: _vtab_list(folder / name) for split, name in files.items()}
-    known = VTAB_CLASSES.get(folder.name)
+    known = classes or VTAB_CLASSES.get(folder.name)
     return _numbered_data(folder, listed, known)
 
 

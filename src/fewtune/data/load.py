@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewtune.data import folders, lists, named
-from fewtune.data.sampling import complement, stratified
+from fewtune.data.declared import declared_data
+from fewtune.data.sampling import complement, few_of_each, stratified
 from fewtune.data.split import ImageData, Split
 from fewtune.errors import DataError
 
@@ -21,6 +22,7 @@ def load_data(
     test_fraction: float | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    shots: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ImageData:
     """A labelled image set.
@@ -28,7 +30,8 @@ def load_data(
     Args:
         spec: a path, whose format is told by what is there: class folders (below train/val/test or not), a CSV file
             with the columns path and label (and split), a VTAB-1k task (train800.txt, …), an FGVC task (train.json,
-            …); or "torchvision:NAME[?root=FOLDER]", "hf:ID[?image=COLUMN&label=COLUMN]", "demo:textile",
+            …); or "task:KEY?root=FOLDER" (a declared data set, see `fewtune data list`),
+            "torchvision:NAME[?root=FOLDER]", "hf:ID[?image=COLUMN&label=COLUMN]", "demo:textile",
             "demo:digits".
         seed: of all draws. Draws are stratified; every class keeps an image for training.
         val_fraction: where the data has no validation split, this share of the training images becomes one; 0: none.
@@ -36,6 +39,7 @@ def load_data(
             data's own only (the demo sets set half aside).
         limit_train: use so many of the training images; validation images are split off from these.
         limit_test: use so many of the test images.
+        shots: use so many training images of each class, and min(shots, 4) others of each class as validation images.
         progress: told in words what slow work goes on (downloads).
 
     Raises:
@@ -52,6 +56,8 @@ def load_data(
         # The seed of the test set is fixed: runs with several seeds must be tested on the same images.
         train, test = _split_off(data, test_fraction, seed=0)
         data = replace(data, train=train, test=test)
+    if shots is not None:
+        data = _few_shot(data, shots, seed)
     if limit_train is not None:
         data = replace(data, train=_limited(data, data.train, limit_train, seed, "train"))
     if limit_test is not None and data.test is not None:
@@ -74,6 +80,27 @@ def _split_off(data: ImageData, fraction: float, seed: int) -> tuple[Split, Spli
     return split.subset(complement(away, len(split))), split.subset(away)
 
 
+def _few_shot(data: ImageData, shots: int, seed: int) -> ImageData:
+    """k images of each class to train, and as many, at most 4, to validate (Zhou et al. 2022, CoOp).
+
+    Validation images come from the data's own validation split, else from the training images that were not drawn.
+    """
+    kept = few_of_each(data.train.labels, shots, seed)
+    if data.val is not None:
+        own, pool = data.val, range(len(data.val))
+    else:
+        own, pool = data.train, complement(kept, len(data.train)).tolist()
+    rest = own.subset(pool)
+    chosen = few_of_each(rest.labels, min(shots, 4), seed)
+    lacking = min(data.train.subset(kept).counts(data.num_classes)), len(set(rest.subset(chosen).labels))
+    if lacking[0] < shots or lacking[1] < data.num_classes:
+        raise DataError(
+            f"{data.name}: shots={shots} needs {shots} training images of each class and at least one more to "
+            f"validate; a class has fewer"
+        )
+    return replace(data, train=data.train.subset(kept), val=rest.subset(chosen))
+
+
 def _limited(data: ImageData, split: Split, limit: int, seed: int, name: str) -> Split:
     """A stratified subset in which every class stays."""
     if limit >= len(split):
@@ -86,6 +113,8 @@ def _limited(data: ImageData, split: Split, limit: int, seed: int, name: str) ->
 
 def _found(spec: str | Path, progress: Callable[[str], None] | None) -> ImageData:
     match str(spec).partition(":"):
+        case ("task", ":", name):
+            return declared_data(name)
         case ("torchvision", ":", name):
             return named.torchvision_data(name, progress)
         case ("hf", ":", name):

@@ -24,6 +24,16 @@ def stratified(labels: Sequence[int], count: int, seed: int, *, keep: int = 0, a
     return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, dtype=np.int64)
 
 
+def few_of_each(labels: Sequence[int], count: int, seed: int) -> np.ndarray:
+    """The sorted indices of `count` items of every class, or of all where a class has fewer."""
+    array = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(array))
+    order = order[np.argsort(array[order], kind="stable")]  # by class, shuffled within
+    _, starts, sizes = np.unique(array[order], return_index=True, return_counts=True)
+    rank = np.arange(len(array)) - np.repeat(starts, sizes)
+    return np.sort(order[rank < count])
+
+
 def complement(indices: np.ndarray, size: int) -> np.ndarray:
     """The indices of 0..size-1 that are not in `indices`, sorted."""
     mask = np.ones(size, dtype=bool)

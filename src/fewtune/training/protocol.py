@@ -27,6 +27,7 @@ from fewtune.training.folder import RunFolder, draw_curves
 from fewtune.training.loaders import image_loader, seed_all
 from fewtune.training.measure import file_size, peak_memory
 from fewtune.training.module import Classifier, NonFiniteLoss
+from fewtune.training.ood import check_sets, score_sets
 from fewtune.training.probabilities import pick_device, prediction_rows, probabilities, write_predictions
 from fewtune.training.task import describe_task
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
@@ -108,6 +109,8 @@ def fit(
 
 def prepare(recipe: Recipe) -> Work:
     """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    if recipe.ood:
+        check_sets(recipe.ood, recipe.data)
     data = load_data(
         recipe.data,
         seed=recipe.seed,
@@ -115,6 +118,7 @@ def prepare(recipe: Recipe) -> Work:
         test_fraction=recipe.test_fraction,
         limit_train=recipe.limit_train,
         limit_test=recipe.limit_test,
+        shots=recipe.shots,
         progress=log.info,
     )
     if data.val is None:
@@ -211,6 +215,8 @@ def _finish(
         found, labels = probabilities(work.backbone.model, loader, device, "test")
         metrics["test"] = report(found, labels, work.data.class_names).to_json()
         write_predictions(folder.predictions, prediction_rows(test.names, found, work.data.class_names, test.labels))
+    if work.recipe.ood:
+        metrics["ood"] = score_sets(work.recipe, work.backbone, work.data.class_names)
     if history:
         metrics["training_seconds"] = sum(entry["seconds"] for entry in history)
         draw_curves(history, folder.curves)

@@ -1,0 +1,144 @@
+"""`fewtune data list | info | check | prepare`: the published data sets that recipes use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fewtune.data.declarations import Counts, Declaration
+
+app = typer.Typer(help="The published data sets: what they are, how to get them, whether they are whole.")
+
+Key = Annotated[str, typer.Argument(help="The data set's key, as `fewtune data list` shows it.")]
+Root = Annotated[Path, typer.Option("--data", help="The folder that holds the data set's folder, or is it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """All data sets with their classes and images."""
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.data.declarations import DECLARATIONS
+
+    if as_json:
+        print_json([_described(data_set) for data_set in DECLARATIONS.values()])
+        return
+    print_table(
+        [
+            {"key": d.key, "title": d.title, "group": d.group, "classes": f"{d.classes:,}"}
+            | {split: "" if n is None else f"{n:,}" for split, n in d.counts._asdict().items()}
+            for d in DECLARATIONS.values()
+        ]
+    )
+
+
+@app.command("info")
+def info(key: Key, as_json: AsJson = False) -> None:
+    """What a data set is, its licence, and how to get it."""
+    from fewtune.cli.output import print_json
+    from fewtune.data.declarations import declaration
+
+    described = _described(declaration(key))
+    if as_json:
+        print_json(described)
+        return
+    for name, value in described.items():
+        print(f"{name:<14}{value}")
+
+
+@app.command("check")
+def check(
+    key: Key,
+    root: Root,
+    sample: Annotated[int | None, typer.Option(min=1, help="Open so many images of each split, not all.")] = None,
+    duplicates: Annotated[bool, typer.Option(help="Look for test images among the training images.")] = True,
+    counts: Annotated[
+        str | None, typer.Option(help="Expect these, where a part is at hand: train=80,val=20,test=50.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Expect so many classes, likewise.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare files, labels and counts with what was published; exit status 2 where anything is wrong."""
+    from fewtune.cli.output import print_json
+    from fewtune.data.checking import check as run
+    from fewtune.data.declarations import declaration
+
+    data_set = declaration(key).part(classes, _counts(counts) if counts else None)
+    with _progress() as told:
+        found = run(data_set, root, sample=sample, duplicates=duplicates, progress=told)
+    if as_json:
+        print_json(
+            {"key": key, "folder": str(found.folder), "counts": found.counts, "classes": found.classes,
+             "opened": found.opened, "faults": list(found.faults)}
+        )  # fmt: skip
+    else:
+        for fault in found.faults:
+            print(fault)
+        sizes = ", ".join(f"{number:,} {split}" for split, number in found.counts.items())
+        verdict = "is whole" if not found.faults else f"has {len(found.faults):,} faults"
+        print(f"{data_set.title} {verdict}: {sizes}; {found.classes:,} classes; {found.opened:,} images opened")
+    if found.faults:
+        raise typer.Exit(2)
+
+
+@app.command("prepare")
+def prepare(key: Key, root: Root) -> None:
+    """Download or unpack a data set where that is possible; else say what to fetch, and exit with status 2."""
+    import logging
+
+    from fewtune.data.declarations import declaration
+    from fewtune.data.preparing import prepare as run
+    from fewtune.data.preparing import what_to_fetch
+
+    data_set = declaration(key)
+    folder = run(data_set, root, logging.getLogger("fewtune").info)
+    if folder is None:
+        print(what_to_fetch(data_set, root))
+        raise typer.Exit(2)
+    print(f"{data_set.title} is in {folder}; `fewtune data check {key} --data {root}` says whether it is whole")
+
+
+def _described(data_set: Declaration) -> dict[str, object]:
+    numbers = ", ".join(f"{n:,} {split}" for split, n in data_set.counts._asdict().items() if n is not None)
+    return {
+        "key": data_set.key, "title": data_set.title, "group": data_set.group, "classes": data_set.classes,
+        "images": numbers, "metric": data_set.metric, "normalisation": data_set.normalisation,
+        "licence": data_set.licence, "source": data_set.source, "folder": " or ".join(data_set.folders),
+        "layout": data_set.layout, "fetch": data_set.fetch, "prepare": data_set.download or "by hand",
+    }  # fmt: skip
+
+
+def _counts(text: str) -> Counts:
+    """ "train=80,test=50" -> counts of the splits."""
+    from fewtune.data.declarations import Counts
+
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return Counts(**{name.strip(): int(number) for name, number in pairs})
+    except (ValueError, TypeError):
+        raise typer.BadParameter(f"--counts must read train=80,val=20,test=50, got {text}") from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, and none where stderr is no terminal."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        rows: dict[tuple[str, int], int] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            key = (what, total)
+            if key not in rows:
+                rows[key] = bars.add_task(what, total=total)
+            bars.update(rows[key], completed=done)  # type: ignore[arg-type]
+
+        yield told

@@ -1,0 +1,34 @@
+"""`fewtune recipes list | show`: the rows of the paper's tables, ready to run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Recipes for every row of the paper's tables; `fewtune fit RECIPE --data ROOT` runs one.")
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """All recipes with the paper's figures."""
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.recipes.table import ROWS
+
+    rows = [
+        {"recipe": row.name, "model": row.checkpoint.model.removeprefix("timm:"), "paper, %": row.paper or "",
+         "table": row.table, "ours": "not yet measured"}
+        for row in ROWS.values()
+    ]  # fmt: skip
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows)
+
+
+@app.command("show")
+def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
+    """A recipe's file as it stands: command, checkpoint, figures, settings."""
+    from fewtune.recipes import recipe_file
+
+    print(recipe_file(recipe).read_text(encoding="utf-8"), end="")

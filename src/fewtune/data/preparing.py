@@ -1,0 +1,97 @@
+"""Getting a data set: downloaded or unpacked where torchvision can, else what to fetch is said in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fewtune.data.declarations import Declaration
+from fewtune.data.declared import find_folder
+from fewtune.errors import DataError
+
+Progress = Callable[[str], None]
+ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+
+
+def prepare(data_set: Declaration, root: str | Path, progress: Progress) -> Path | None:
+    """Put a data set below `root` and give its folder; None where it must be fetched by hand.
+
+    What is there already is left alone.
+
+    Raises:
+        DataError: a download failed, or the archives to unpack are not there.
+    """
+    try:
+        found = find_folder(data_set, root)
+    except DataError:
+        found = None
+    if found is not None and not (data_set.download == "unpack" and not (found / "train").is_dir()):
+        return found
+    Path(root).mkdir(parents=True, exist_ok=True)
+    match data_set.key:
+        case "cifar-100":
+            _torchvision("CIFAR100", root, progress, train=True)
+        case "oxford-flowers":
+            _flowers(Path(root), data_set.folders[0], progress)
+        case "imagenet-1k":
+            _imagenet(found or Path(root) / data_set.folders[0], progress)
+        case _:
+            return None
+    return find_folder(data_set, root)
+
+
+def what_to_fetch(data_set: Declaration, root: str | Path) -> str:
+    """What a user must fetch, and where it belongs."""
+    return "\n".join(
+        [
+            f"{data_set.title} is not in {root} and cannot be downloaded by a program: fetch it by hand.",
+            f"source page  {data_set.source}",
+            f"fetch        {data_set.fetch}",
+            f"put it in    {Path(root) / data_set.folders[0]}",
+            f"there must be {data_set.layout}",
+            f"then         fewtune data check {data_set.key} --data {root}",
+        ]
+    )
+
+
+def _torchvision(name: str, root: str | Path, progress: Progress, **arguments: Any) -> Any:
+    """One of torchvision's data sets, downloaded to `root` where it is not there."""
+    import torchvision
+
+    progress(f"torchvision downloads {name} to {root}")
+    try:
+        return getattr(torchvision.datasets, name)(root, download=True, **arguments)
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        said = " ".join(word for word in str(error).split() if "://" not in word)[:120]
+        raise DataError(f"torchvision could not download {name} to {root} ({said}); is there a network?") from error
+
+
+def _flowers(root: Path, folder: str, progress: Progress) -> None:
+    """Oxford Flowers' own splits, written as FGVC's lists beside its images."""
+    lists = {}
+    for split in ("train", "val", "test"):
+        part = _torchvision("Flowers102", root, progress, split=split)
+        base = root / "flowers-102"
+        lists[split] = {
+            Path(path).relative_to(base).as_posix(): int(label) + 1
+            for path, label in zip(part._image_files, part._labels, strict=True)
+        }
+    (root / "flowers-102").rename(root / folder)
+    for split, content in lists.items():
+        (root / folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _imagenet(folder: Path, progress: Progress) -> None:
+    """ImageNet's archives -> train/WNID and val/WNID, by torchvision."""
+    lacking = [name for name in ARCHIVES if not (folder / name).is_file()]
+    if lacking:
+        raise DataError(
+            f"ImageNet-1k is given to registered users only: fetch {', '.join(lacking)} and put them into {folder}"
+        )
+    import torchvision
+
+    for split in ("train", "val"):
+        progress(f"unpacking {split} in {folder}")
+        torchvision.datasets.ImageNet(str(folder), split=split)
