@@ -98,9 +98,14 @@ def _put(delta: Delta, found: Inventory, targets: Mapping[str, Target], verify: 
     """Looks at the backbone's fingerprint, then writes."""
     if verify not in ("fast", "full", "none"):
         raise DeltaError(f"verify={verify!r}; expected 'fast', 'full' or 'none'")
-    if verify != "none":
-        _verify(delta, found, verify)
-    kept = {name: read(target.tensor, target.index) for name, target in targets.items()}
+    seen = {} if verify == "none" else _verify(delta, found.tensors, verify)
+    kept = {}
+    for name, target in targets.items():
+        if target.index is not None and name in seen:
+            # What the fingerprint has read of a weight begins with the entries to be overwritten.
+            kept[name] = seen[name][: len(target.index)]
+        else:
+            kept[name] = read(target.tensor, target.index)
     written = {name: delta.new(name).reshape(-1).to(t.tensor.device, t.tensor.dtype) for name, t in targets.items()}
     require_finite(
         {name: values for name, values in written.items() if values.dtype != delta.new(name).dtype},
@@ -110,21 +115,23 @@ def _put(delta: Delta, found: Inventory, targets: Mapping[str, Target], verify: 
     return Applied(delta, written, kept)
 
 
-def _verify(delta: Delta, found: Inventory, verify: Literal["fast", "full"]) -> None:
+def _verify(delta: Delta, found: Mapping[str, Tensor], verify: Literal["fast", "full"]) -> dict[str, Tensor]:
+    """Looks at the backbone's fingerprint; gives what it read of the tensors that it did not read whole."""
     positions = delta.fast_positions if verify == "fast" else dict.fromkeys(delta.fingerprint.tensors)
-    tensors = {name: found[name] for name in positions}
-    parts = [tensors[n] if index is None else read(tensors[n], index) for n, index in positions.items()]
-    if (name := delta.fingerprint.first_difference(parts, verify)) is not None:
+    parts = {n: found[n] if index is None else read(found[n], index) for n, index in positions.items()}
+    if (name := delta.fingerprint.first_difference(parts.values(), verify)) is not None:
         raise DeltaError(
             f"the delta belongs to another backbone: {name} has other values in this model; load the checkpoint that "
             "was tuned (if a task is already written into the model, load it anew)"
         )
+    return {name: part for name, part in parts.items() if positions[name] is not None}
 
 
 def _take_out(model: nn.Module, record: Applied, found: Inventory) -> dict[str, Target]:
     """Writes back what was kept, if what was written is still there; gives the tensors that it wrote to."""
     delta = record.delta
-    targets = {n: Target(found[n], index) for n, index in delta.positions.items() if n in found}
+    tensors = found.tensors
+    targets = {n: Target(tensors[n], index) for n, index in delta.positions.items() if n in tensors}
     for name in delta.positions:
         # Of buffers only the shape is compared: running statistics may well have moved in the meantime.
         shape = delta.buffers[name].shape if name in delta.buffers else delta.choice.anatomy.shapes[name]
@@ -140,7 +147,8 @@ def _take_out(model: nn.Module, record: Applied, found: Inventory) -> dict[str, 
 
 
 def _holds(target: Target, values: Tensor) -> bool:
-    present = read(target.tensor, target.index)
+    tensor, index = target.tensor.detach(), target.index
+    present = tensor.reshape(-1) if index is None else read(tensor, index)
     return torch.equal(present, values.to(present.device, present.dtype))
 
 

@@ -84,16 +84,10 @@ def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A model's tensors by their first names."""
+    """A model's parameters by their first names, and these and its buffers together."""
 
     parameters: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.parameters[name] if name in self.parameters else self.buffers[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.parameters or name in self.buffers
+    tensors: Mapping[str, Tensor]
 
 
 def inventory(model: nn.Module) -> Inventory:
@@ -113,7 +107,7 @@ def inventory(model: nn.Module) -> Inventory:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     found[f"{name}.{attribute}" if name else attribute] = tensor
-    return Inventory(parameters, buffers)
+    return Inventory(parameters, buffers | parameters)
 
 
 def find_targets(delta: Delta, found: Inventory) -> dict[str, Target]:
@@ -134,8 +128,8 @@ def find_targets(delta: Delta, found: Inventory) -> dict[str, Target]:
                 f"the delta belongs to another backbone: {name} is {list(shape)} in the delta and "
                 f"{list(found.parameters[name].shape)} in the model"
             )
-    _check_kinds(delta, found)
-    return {name: Target(found[name], index) for name, index in delta.positions.items()}
+    _check_kinds(delta, found.tensors)
+    return {name: Target(found.tensors[name], index) for name, index in delta.positions.items()}
 
 
 def _check_head(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
@@ -159,7 +153,7 @@ def _classes(delta: Delta) -> int:
     return shape[0] if shape else 0
 
 
-def _check_kinds(delta: Delta, tensors: Inventory) -> None:
+def _check_kinds(delta: Delta, tensors: Mapping[str, Tensor]) -> None:
     """That every tensor the delta reads or writes is there, of the right shape and kind, in memory and in one piece."""
     covered = delta.fingerprint.tensors
     for name, (shape, floating) in covered.items():
