@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from fewtune.delta import Delta, take
 from fewtune.errors import TuningError
 from fewtune.neurons import Owner, has_running_statistics, nearest, owners
 from fewtune.selection import Selection
-from fewtune.tuning import layers
+from fewtune.tuning import layers, stepping
 from fewtune.tuning.functions import sharded
-from fewtune.tuning.layers import MASTER, SWAPPED, Selected, Tuned, Whole, write_values
+from fewtune.tuning.layers import Tuned, write_values
 from fewtune.tuning.ops import SelectedPlaces
+from fewtune.tuning.slots import MASTER, SELECTED, Selected, Whole
 
+stepping.follow_optimizers()
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -285,7 +281,7 @@ class Tuner:
     def _write_before(self) -> None:
         for trained in self._trained.values():
             tensor, before = trained.tensor.detach(), trained.before.to(trained.tensor.device)
-            if trained.suffix == layers.SELECTED:
+            if trained.suffix == SELECTED:
                 module: Any = trained.owners[0].module
                 module._fewtune.tuned[trained.owners[0].attribute].write(before, tensor)
             else:
@@ -315,41 +311,3 @@ def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 def _whole_tensor(parameter: Tensor) -> Tensor:
     sharded: Any = parameter
     return sharded.full_tensor() if hasattr(sharded, "full_tensor") else parameter.detach()
-
-
-def _sync_stepped(optimizer: Optimizer) -> None:
-    """Writes the values that an optimiser steps into their weights, wherever they live."""
-    stepped = {id(p) for p in chain.from_iterable(_parameters_of(optimizer))}
-    for module in list(SWAPPED):
-        swapped: Any = module
-        tuned = swapped._fewtune.tuned
-        if any(id(module._parameters[a + slot.suffix]) in stepped for a, slot in tuned.items()):
-            write_values(module, changed=True)
-
-
-def _parameters_of(optimizer: Optimizer) -> Iterable[list[Tensor]]:
-    return (group["params"] for group in optimizer.param_groups)
-
-
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    _sync_stepped(optimizer)
-
-
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    """An optimiser that evaluates the model within a step (L-BFGS) must see the values that it is trying."""
-    positional = len(args) > 1
-    closure = args[1] if positional else kwargs.get("closure")
-    if not callable(closure):
-        return None
-
-    def synced() -> Any:
-        _sync_stepped(optimizer)
-        return closure()
-
-    if positional:
-        return (args[0], synced, *args[2:]), kwargs
-    return args, {**kwargs, "closure": synced}
-
-
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
