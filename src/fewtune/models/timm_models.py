@@ -28,10 +28,8 @@ def load_timm(
     options: dict[str, Any] = {}
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if drop_path > 0:
-        options["drop_path_rate"] = drop_path
     with seeded(seed):
-        model = create(name, pretrained, image_size, options)
+        model = _with_drop_path(name, pretrained, image_size, options, drop_path)
     config = resolve_model_data_config(model)
     head = timm_head(model)
     if num_classes is not None:
@@ -62,6 +60,18 @@ def nearest(name: str) -> str:
     if not close:
         return '; list the names with timm.list_models("*word*")'
     return f"; did you mean {', '.join(close)}?"
+
+
+def _with_drop_path(
+    name: str, pretrained: bool, image_size: int | None, options: dict[str, Any], drop_path: float
+) -> nn.Module:
+    """`create` with the drop path that was asked for; said even where it is 0, for some models have another default."""
+    try:
+        return create(name, pretrained, image_size, {**options, "drop_path_rate": drop_path})
+    except _NoSuchOption as error:
+        if error.option != "drop_path_rate" or drop_path > 0:
+            raise
+    return create(name, pretrained, image_size, options)
 
 
 def create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> nn.Module:
