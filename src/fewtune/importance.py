@@ -31,7 +31,7 @@ class Scores(Mapping[str, Tensor]):
     ``anatomy`` carries the role of every other parameter, so that `select` needs no model.
 
     Raises:
-        ImportanceError: scores of a weight that are not finite or all zero; the message names the weights.
+        ImportanceError: scores of a weight that are not finite, negative or all zero; the message names the weights.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], anatomy: Anatomy) -> None:
@@ -43,6 +43,9 @@ class Scores(Mapping[str, Tensor]):
                 f"scores are not finite in {_names(broken)}; look for NaN in the images or a learning objective that "
                 "overflows in half precision (importance may be computed in float32)"
             )
+        negative = [name for name, score in scores.items() if bool((score < 0).any())]
+        if negative:
+            raise ImportanceError(f"scores are negative in {_names(negative)}; expected a modulus")
         zero = [name for name, score in scores.items() if not bool(score.any())]
         if zero:
             raise ImportanceError(
@@ -181,9 +184,13 @@ def gradient_importance(
         progress: called as (batches done, batches in all or None).
 
     Raises:
-        ImportanceError: NaN or all-zero scores, an empty loader, or a loader that yields something else.
+        ImportanceError: NaN or all-zero scores, an empty loader, or one that yields something else; a limit or a number
+            of passes below 1.
         ModelError: ``head`` names no module.
     """
+    for option, value in {"limit": limit, "passes": passes}.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ImportanceError(f"{option}={value!r}; expected a whole number above 0")
     anatomy = describe(model, head, roles)
     objective = objective if objective is not None else SupCon()
     if isinstance(objective, SupCon) and objective.features is None:
@@ -192,7 +199,7 @@ def gradient_importance(
     weights = {name: named[name] for name in anatomy.views}
     names, sums = list(weights), dict[str, Tensor]()
     with _left_as_found(model, train_mode):
-        for part in range(passes):
+        for part in range(min(passes, len(names))):
             chosen = {name: weights[name] for name in names[part::passes]}
             with _summing_gradients(model, chosen, store) as part_sums:
                 _backward_all(model, loader, objective, limit, progress)
@@ -280,7 +287,7 @@ def _left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
     """Restores modes, flags, gradients, buffers and random state, whatever happens within."""
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     python, numpy = random.getstate(), np.random.get_state()
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     try:
@@ -298,7 +305,8 @@ def _left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
             p.requires_grad_(requires_grad)
             p.grad = grad
         with torch.no_grad():
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # a module may have put another tensor in its place
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
 
