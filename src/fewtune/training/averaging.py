@@ -35,8 +35,11 @@ class Average:
         """Take one more step's values into the average (in place, by lerp)."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for average, parameter in zip(self.values, trained.parameters(), strict=True):
-            average.lerp_(parameter.detach().to(average.device), 1 - decay)
+        parameters = trained.parameters()
+        # The model may have been moved to its device after the average was made.
+        self.values = [value.to(parameter.device) for value, parameter in zip(self.values, parameters, strict=True)]
+        for average, parameter in zip(self.values, parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
 
     @contextmanager
     def in_place_of(self, trained: Trained) -> Iterator[None]:
