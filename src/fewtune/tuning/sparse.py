@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fewtune.delta import Delta, take
+from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
 from fewtune.neurons import Owner, has_running_statistics, nearest, owners
 from fewtune.selection import Selection
@@ -247,6 +247,7 @@ class Tuner:
             },
             buffers=changed,
             buffers_before={name: self._buffers[name] for name in changed},
+            frozen={name: b for name, b in frozen_buffers(self.model).items() if name not in changed},
             metadata=dict(metadata or {}),
         )
 
