@@ -221,8 +221,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/accuracy")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs/photographs")
+    parser.add_argument("--report-only", action="store_true", help="write the page from runs that are finished")
     options = parser.parse_args()
-    grid(options.epochs, options.seeds, options.processes, options.cache, options.out)
+    if not options.report_only:
+        grid(options.epochs, options.seeds, options.processes, options.cache, options.out)
     results = collect(options.out, options.seeds)
     docs = ROOT / "docs"
     (docs / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -29,7 +29,7 @@ def photo(width: int, height: int) -> Image.Image:
 PHOTOS = [photo(64, 48), photo(31, 77), photo(24, 24), photo(200, 33)]
 
 
-@pytest.mark.parametrize("image", PHOTOS, ids=str)
+@pytest.mark.parametrize("image", PHOTOS, ids=lambda image: "x".join(map(str, image.size)))
 def test_plain_is_timms_squash(image: Image.Image) -> None:
     """VTAB: resized to the square without cropping."""
     theirs = timm.data.create_transform(
@@ -38,7 +38,7 @@ def test_plain_is_timms_squash(image: Image.Image) -> None:
     torch.testing.assert_close(train_transform("plain", SPEC)(image), theirs(image), **TOLERANCE)
 
 
-@pytest.mark.parametrize("image", PHOTOS[:2], ids=str)
+@pytest.mark.parametrize("image", PHOTOS[:2], ids=lambda image: "x".join(map(str, image.size)))
 def test_evaluation_is_timms(image: Image.Image) -> None:
     theirs = timm.data.create_transform(
         24, is_training=False, interpolation="bicubic", mean=SPEC.mean, std=SPEC.std, crop_pct=0.9
@@ -46,7 +46,7 @@ def test_evaluation_is_timms(image: Image.Image) -> None:
     torch.testing.assert_close(eval_transform("fgvc", SPEC)(image), theirs(image), **TOLERANCE)
 
 
-@pytest.mark.parametrize("image", PHOTOS, ids=str)
+@pytest.mark.parametrize("image", PHOTOS, ids=lambda image: "x".join(map(str, image.size)))
 def test_fgvc_is_torchvisions_random_resized_crop_and_flip(image: Image.Image) -> None:
     theirs = v2.Compose(
         [
