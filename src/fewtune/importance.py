@@ -204,7 +204,7 @@ def gradient_importance(
             with _summing_gradients(model, chosen, store) as part_sums:
                 _backward_all(model, loader, objective, limit, progress)
             sums.update(part_sums)
-    _reduce_over_processes(sums, names)
+    _reduce_over_processes(sums, weights)
     return Scores({name: sums[name].abs_() for name in names}, anatomy)
 
 
@@ -311,11 +311,13 @@ def _left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _reduce_over_processes(sums: dict[str, Tensor], names: list[str]) -> None:
+def _reduce_over_processes(sums: dict[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Adds the sums of all processes of torch.distributed, so that every process selects the same."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for name in names:
-            torch.distributed.all_reduce(sums[name])
+        for name, weight in weights.items():
+            total = sums[name].to(weight.device)  # where the processes can talk; sums may be stored elsewhere
+            torch.distributed.all_reduce(total)
+            sums[name] = total.to(sums[name].device)
 
 
 def magnitude_importance(
