@@ -37,7 +37,7 @@ def _only_hot(name: str, scores: Scores) -> Tensor:
     share = next((s for layer, s in HOT.items() if f".{layer}." in name), 0.1)
     cold = torch.randperm(view.fan_in)[round(share * view.fan_in) :]
     matrix = view.matrix(scores[name].clone())
-    matrix[:, cold] = -1.0
+    matrix[:, cold] = 0.0
     return view.stored(matrix)
 
 
