@@ -8,7 +8,16 @@ from typing import Any
 
 import torchvision
 from torch import nn
-from torchvision.models import convnext, efficientnet, maxvit, mobilenetv2, mobilenetv3, resnet, swin_transformer
+from torchvision.models import (
+    convnext,
+    efficientnet,
+    maxvit,
+    mobilenetv2,
+    mobilenetv3,
+    regnet,
+    resnet,
+    swin_transformer,
+)
 
 from zoo import CLASSES, Member, check_member, image, parametrize
 
@@ -74,11 +83,15 @@ ZOO: dict[str, Member] = {
     "densenet": member(
         torchvision.models.DenseNet, "classifier", growth_rate=8, block_config=(1, 1, 1, 1), num_init_features=16
     ),
-    "regnet": member(torchvision.models.regnet_y_400mf, "fc"),
+    "regnet": member(
+        partial(
+            regnet.RegNet, regnet.BlockParams([1] * 4, [8, 16, 24, 32], [8] * 4, [1.0] * 4, [2] * 4, se_ratio=0.25)
+        ),
+        "fc",
+    ),
     "shufflenet": member(
         torchvision.models.ShuffleNetV2, "fc", stages_repeats=[1, 1, 1], stages_out_channels=[8, 16, 24, 32, 40]
     ),
-    "googlenet": member(torchvision.models.GoogLeNet, "fc", aux_logits=False, init_weights=True),
 }
 
 
