@@ -91,9 +91,11 @@ class TiedLinears(nn.Module):
 class TiedEmbedding(nn.Module):
     """A language model's way: the look-up table is the last layer's weight."""
 
+    sparse = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(CLASSES, 8)
+        self.embedding = nn.Embedding(CLASSES, 8, sparse=self.sparse)
         self.middle = nn.Linear(8, 8)
         self.last = nn.Linear(8, CLASSES, bias=False)
         self.last.weight = self.embedding.weight
@@ -101,6 +103,12 @@ class TiedEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = (x.flatten(2).mean(2) > 0).long() + (x.flatten(2).amax(2) > 2.5)
         return self.last(torch.tanh(self.middle(self.embedding(tokens).mean(1))))
+
+
+class TiedSparseEmbedding(TiedEmbedding):
+    """The same, with sparse gradients of the look-up."""
+
+    sparse = True
 
 
 class TiedTransposed(nn.Module):
@@ -133,10 +141,12 @@ class TiedGroups(nn.Module):
         return self.head(self.whole(torch.tanh(self.grouped(x))).mean((2, 3)))
 
 
-@pytest.mark.parametrize("model", [Reentered, TiedLinears, TiedEmbedding, TiedTransposed, TiedGroups])
+@pytest.mark.parametrize(
+    "model", [Reentered, TiedLinears, TiedEmbedding, TiedSparseEmbedding, TiedTransposed, TiedGroups]
+)
 def test_reentered_and_tied_modules(model: type[nn.Module]) -> None:
     torch.manual_seed(1)
-    assert_trains_alike(model().double(), head=None if model is TiedEmbedding else "head")
+    assert_trains_alike(model().double(), head=None if issubclass(model, TiedEmbedding) else "head")
 
 
 def test_tied_weights_are_one_parameter() -> None:

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from attaching import batch, choose, same_bits, small_convnet, small_vit, state_of
 from fewtune.tuning import Tuner, attach
 
-MODELS = {"vit": small_vit, "convnet": small_convnet}
+MODELS = {"vit": lambda: small_vit(depth=1), "convnet": small_convnet}
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +130,22 @@ def test_detach_after_compilation_leaves_the_tuned_model() -> None:
     tuner.detach(keep=True)
     assert same_bits(state_of(model), plain)
     torch.testing.assert_close(compiled(images), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_compiled_step_of_the_optimizer() -> None:
+    """As torch's tutorial has it: the step itself is compiled, and the weights follow the values all the same."""
+    model, tuner = attached("vit")
+    eager, others = attached("vit")
+    optimizer = torch.optim.Adam(tuner.parameters(), lr=0.01)
+    images, labels = batch()
+    F.cross_entropy(model(images), labels).backward()
+    step = torch.compile(lambda: optimizer.step(), backend="aot_eager")
+    step()
+    F.cross_entropy(eager(images), labels).backward()
+    torch.optim.Adam(others.parameters(), lr=0.01).step()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), eager(images), rtol=1e-4, atol=1e-4)  # Adam's powers are in float32
+    for name, places in tuner.selection.places.items():
+        weight = tuner.plain_state_dict()[name].detach().reshape(-1)[places.flat]
+        assert torch.equal(weight, tuner.named_parameters()[name].detach().reshape(-1))
+        assert not torch.equal(weight, MODELS["vit"]().double().state_dict()[name].reshape(-1)[places.flat])

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import distributed
@@ -29,6 +30,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "vit, checkpointed": (small_vit, {"static_graph": True, "checkpointing": True}),
     "convnet": (small_convnet, {}),
     "convnet, layer": (small_convnet, {"granularity": "layer"}),
+    "vit, optimizer sharded": (small_vit, {"zero": True}),
     "vit, bfloat16": (small_vit, {"dtype": torch.bfloat16}),
 }
 
@@ -60,6 +62,7 @@ def train(kind: str, rank: int | None) -> dict[str, Any]:
         model.set_grad_checkpointing()
     selection = choose(model, granularity=options.pop("granularity", "neuron"))
     tuner = attach(model, selection)
+    zero = options.pop("zero", False) and rank is not None
     own = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
     reduced: list[int] = []
     run: Any = model
@@ -67,7 +70,12 @@ def train(kind: str, rank: int | None) -> dict[str, Any]:
         if rank is not None:
             run = DistributedDataParallel(model, **options)
             run.register_comm_hook(reduced, counting)
-        optimizer = torch.optim.SGD(tuner.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+        optimizer = (
+            ZeroRedundancyOptimizer(tuner.parameters(), torch.optim.SGD, **settings)
+            if zero
+            else torch.optim.SGD(tuner.parameters(), **settings)
+        )
         for number in range(STEPS):
             optimizer.zero_grad()
             for part in range(accumulate):

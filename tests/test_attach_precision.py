@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -221,9 +221,19 @@ def test_casting_to_half_precision_after_attach_is_refused(cast: Callable, backb
     assert all(p.dtype is torch.float32 for p in tuner.parameters())
 
 
+@pytest.fixture(params=[False, True], ids=["by data", "by swapping tensors"])
+def _way_of_conversion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch's two ways to convert a model's parameters."""
+    torch.__future__.set_swap_module_params_on_conversion(request.param)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.usefixtures("_way_of_conversion")
 def test_casting_to_a_wider_precision_keeps_the_trained_values() -> None:
     model = small_vit().to(torch.bfloat16)
     tuner = attach(model, choose(model))
+    model(batch(dtype=torch.bfloat16)[0])
     with torch.no_grad():
         for parameter in tuner.parameters():
             parameter += 1e-4 * torch.randn_like(parameter)

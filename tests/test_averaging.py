@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader
 
 from attaching import batch, choose, cross_entropy_step, same_bits, small_convnet, small_vit, state_of
+from fewtune.errors import TuningError
 from fewtune.tuning import Tuner, attach
 from fewtune.tuning.layers import Tuned
 
@@ -164,6 +165,21 @@ class Following(Callback):
             self.expected[name] = torch.lerp(self.expected.get(name, now), now, 1 - DECAY)
 
 
+def assert_delta_of_the_backbone(
+    tuner: Tuner, backbone: Callable[[], nn.Module], final: dict[str, Tensor], drifted: bool
+) -> None:
+    """Where frozen weights drifted, no delta leads to them: an error says so, and its way out is the right one."""
+    fresh = backbone()
+    if drifted:
+        with pytest.raises(TuningError, match="that were not selected have other numbers"):
+            tuner.delta()
+        state, tuner = tuner.state_dict(), attach(backbone(), tuner.selection)
+        tuner.load_state_dict(state)
+    tuner.delta().apply(fresh, verify="full")
+    for name, tensor in fresh.state_dict().items():
+        torch.testing.assert_close(tensor, final[name], rtol=BY_WEIGHTED_SUM if drifted else 0, atol=0)
+
+
 def loader(seed: int) -> DataLoader:
     images, labels = batch(seed, size=12, dtype=torch.float32)
     return DataLoader(list(zip(images, labels, strict=True)), batch_size=4)
@@ -215,6 +231,7 @@ def test_lightning(
         assert not torch.equal(final[name], following.trained[name])
     for name in untrained(before, module.tuner):
         torch.testing.assert_close(final[name], before[name], rtol=drift, atol=0)
+    assert_delta_of_the_backbone(module.tuner, backbone, final, drifted=drift > 0)
     module.tuner.detach(keep=False)
     for name in before:
         torch.testing.assert_close(model.state_dict()[name], before[name], rtol=drift, atol=0)

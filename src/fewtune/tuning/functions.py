@@ -70,6 +70,7 @@ class Handed(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> Any:
+        grad = grad.to_dense() if grad.is_sparse else grad
         selected = grad[torch.unravel_index(ctx.index, grad.shape)]
         return selected.to(ctx.dtype), None, None
 

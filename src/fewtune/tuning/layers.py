@@ -94,6 +94,7 @@ class Tuned(nn.Module):
                     "the model was cast to half precision after attach, which would round the trained values: "
                     "cast it first, then attach (trained values keep a float32 master)"
                 )
+        self._fewtune.written.clear()  # torch swaps no tensor that has weak references
         super()._apply(fn, recurse)
         for attribute, slot in self._fewtune.tuned.items():
             values = self._parameters[attribute + slot.suffix]

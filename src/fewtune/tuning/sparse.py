@@ -18,6 +18,7 @@ from fewtune.tuning.functions import sharded
 from fewtune.tuning.layers import Tuned, write_values
 from fewtune.tuning.ops import SelectedPlaces
 from fewtune.tuning.slots import MASTER, SELECTED, Selected, Whole
+from fewtune.tuning.unmoved import Sample
 
 stepping.follow_optimizers()
 HALF = (torch.float16, torch.bfloat16)
@@ -78,6 +79,7 @@ def attach(
     buffers = {name: buffer.detach().clone() for name, buffer in _persistent_buffers(model).items()}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    sample = Sample.of(selection, dict(model.named_parameters()))
     trained = {name: _tune_selected(selection, name, tuple(held[name])) for name in selection.places}
     for name in (*selection.whole, *selection.head):
         trained[name] = _tune_whole(tuple(held[name]))
@@ -86,7 +88,7 @@ def attach(
         for name, module in model.named_modules():
             if has_running_statistics(module) and name not in in_head:
                 layers.freeze_statistics(module)
-    return Tuner(model, selection, trained, flags, buffers)
+    return Tuner(model, selection, trained, flags, buffers, sample)
 
 
 def _check(model: nn.Module, selection: Selection) -> None:
@@ -147,12 +149,14 @@ class Tuner:
         trained: Mapping[str, Trained],
         flags: Mapping[str, bool],
         buffers: Mapping[str, Tensor],
+        sample: Sample,
     ) -> None:
         self.model = model
         self.selection = selection
         self._trained = dict(trained)
         self._flags = dict(flags)
         self._buffers = dict(buffers)
+        self._sample = sample
         self._attached = True
 
     @property
@@ -230,17 +234,26 @@ class Tuner:
         self.sync()
 
     def delta(self, metadata: Mapping[str, Any] | None = None) -> Delta:
-        """What the task changed, as a file in the making: ``tuner.delta(metadata).save(path)``."""
+        """What the task changed, as a file in the making: ``tuner.delta(metadata).save(path)``.
+
+        Raises:
+            TuningError: weights that were not selected have moved, so that no delta leads from the backbone to them.
+        """
         self._must_be_attached()
         self.sync()
+        parameters = {
+            name: _whole_tensor(p) for name, p in self.model.named_parameters() if name in self.selection.anatomy.shapes
+        }
+        if moved := self._sample.first_moved(parameters):
+            raise TuningError(
+                f"weights of {moved} that were not selected have other numbers than when they were attached. An average "
+                "taken as d*e + (1-d)*w does that by rounding: take it by lerp (torch.optim.swa_utils.get_ema_multi_avg_fn). "
+                "What was trained is whole: state = tuner.state_dict(), load the backbone anew, attach, load_state_dict(state)"
+            )
         changed = self._changed_buffers()
         return take(
             self.selection,
-            {
-                name: _whole_tensor(p)
-                for name, p in self.model.named_parameters()
-                if name in self.selection.anatomy.shapes
-            },
+            parameters,
             {
                 name: t.before.reshape(-1) if name in self.selection.places else t.before
                 for name, t in self._trained.items()
@@ -276,7 +289,7 @@ class Tuner:
         named = dict(self.model.named_parameters())
         for name, flag in self._flags.items():
             named[name].requires_grad_(flag)
-        self._trained, self._buffers = {}, {}  # copies of what was there before
+        self._trained, self._buffers, self._sample = {}, {}, Sample({})  # copies of what was there before
         self._attached = False
 
     def _write_before(self) -> None:
