@@ -246,9 +246,10 @@ class Tuner:
         }
         if moved := self._sample.first_moved(parameters):
             raise TuningError(
-                f"weights of {moved} that were not selected have other numbers than when they were attached. An average "
-                "taken as d*e + (1-d)*w does that by rounding: take it by lerp (torch.optim.swa_utils.get_ema_multi_avg_fn). "
-                "What was trained is whole: state = tuner.state_dict(), load the backbone anew, attach, load_state_dict(state)"
+                f"weights of {moved} that were not selected have other numbers than when they were attached. An "
+                "average taken as d*e + (1-d)*w does that by rounding; take it by lerp, as torch's get_ema_multi_avg_fn "
+                "does. What was trained is whole: keep tuner.state_dict(), load the backbone anew, attach the selection, "
+                "and load the state"
             )
         changed = self._changed_buffers()
         return take(
