@@ -120,7 +120,8 @@ def collect(out: Path, seeds: int) -> dict[str, Any]:
     for name in ARCHIVES:
         rows: dict[str, Any] = {}
         for method in METHODS:
-            folders = [out / f"{name}-{method}-{seed}" for seed in range(seeds)]
+            finished = [s for s in range(seeds) if (out / f"{name}-{method}-{s}" / "metrics.json").exists()]
+            folders = [out / f"{name}-{method}-{seed}" for seed in finished]
             metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
             chosen = out / f"search-{name}-{method}.json"
             row = {
@@ -134,8 +135,8 @@ def collect(out: Path, seeds: int) -> dict[str, Any]:
             }
             if method != "gps":
                 pairs = [
-                    paired_hits(folder / "predictions.csv", out / f"{name}-gps-{seed}" / "predictions.csv")
-                    for seed, folder in enumerate(folders)
+                    paired_hits(folder / "test_predictions.csv", out / f"{name}-gps-{seed}" / "test_predictions.csv")
+                    for seed, folder in zip(finished, folders, strict=True)
                 ]
                 # All seeds have the same test images: the mean over seeds of an image is one observation.
                 interval = bootstrap(np.mean([second.astype(float) - first for first, second in pairs], axis=0))
@@ -154,8 +155,8 @@ def page(results: dict[str, Any], epochs: int, seeds: int) -> str:
         "",
         "- Backbone: `demo:vit-small`, a ViT-S/14 of DINOv2's design, fine-tuned for saliency by its publishers",
         "  (22,056,192 parameters); 98 px, ImageNet mean and standard deviation.",
-        f"- {seeds} seeds: each draws its own 800 training and 200 validation images; the 1,000 test images are the",
-        "  same. No augmentation.",
+        f"- Up to {seeds} seeds, as many as stand in brackets: each draws its own 800 training and 200 validation",
+        "  images; the 1,000 test images are the same. No augmentation.",
         f"- {epochs} epochs of Adam, no weight decay, warm-up of one epoch, cosine; batch 16; the best epoch by",
         "  validation accuracy is kept and the test images are read once. So few epochs are what two CPU cores allow:",
         "  the paper trains for 100.",
@@ -168,12 +169,12 @@ def page(results: dict[str, Any], epochs: int, seeds: int) -> str:
     for name, rows in results.items():
         lines += [f"## {TITLES[name]}", ""]
         lines += [
-            "| method | rate | trained | % of backbone | test accuracy, mean ± sd | GPS minus it | seconds | file |"
+            "| method | rate | trained | % of backbone | test accuracy, mean ± sd (seeds) | GPS minus it | s | file |"
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for method, row in rows.items():
             values = [100 * a for a in row["accuracy"]]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             difference = row.get("gps_minus_this")
             between = (
                 "" if difference is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * d for d in difference))
@@ -181,7 +182,7 @@ def page(results: dict[str, Any], epochs: int, seeds: int) -> str:
             rate = "" if row["lr"] is None else f"{row['lr']:g}"
             lines.append(
                 f"| {NAMES[method]} | {rate} | {row['trained']:,} | {row['percent']:.2f} | "
-                f"{statistics.mean(values):.1f} ± {spread:.1f} | {between} | {row['seconds']:.0f} | "
+                f"{statistics.mean(values):.1f}{spread} ({len(values)}) | {between} | {row['seconds']:.0f} | "
                 f"{row['delta_bytes'] / 1e6:.2f} MB |"
             )
         lines.append("")
