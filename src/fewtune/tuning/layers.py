@@ -120,6 +120,9 @@ class Tuned(nn.Module):
                         missing_keys.remove(prefix + attribute + slot.suffix)
         write_values(self)
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise TuningError("nn.DataParallel cannot run an attached model; use DistributedDataParallel")
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The subclass is made anew from the layer's own class, so that copies and pickles need no dynamic class.
         state = self.__dict__ | {"_fewtune": replace(self._fewtune, written={})}

@@ -58,9 +58,10 @@ def attach(
 ) -> Tuner:
     """Freezes a model but for what a selection names, which is trained through compact values.
 
-    The model stays the same object, and its layers instances of their classes. Order: create the model, move and cast
-    it, attach, then wrap it (DDP, FSDP2), compile it, make the optimiser. Values are written into the weights after
-    every step of a ``torch.optim`` optimiser; after any other change of them call `Tuner.sync`.
+    The model stays the same object, and its layers instances of their classes. Order: create the model, convert
+    (SyncBatchNorm), move and cast it, attach, then wrap it (DDP, FSDP2), compile it, make the optimiser. Values are
+    written into the weights after every step of a ``torch.optim`` optimiser; after any other change of them call
+    `Tuner.sync` (a forward pass that is not compiled does so itself where it can tell that they changed).
 
     Args:
         model: the model that the selection was made for.
@@ -247,9 +248,9 @@ class Tuner:
         if moved := self._sample.first_moved(parameters):
             raise TuningError(
                 f"weights of {moved} that were not selected have other numbers than when they were attached. An "
-                "average taken as d*e + (1-d)*w does that by rounding; take it by lerp, as torch's get_ema_multi_avg_fn "
-                "does. What was trained is whole: keep tuner.state_dict(), load the backbone anew, attach the selection, "
-                "and load the state"
+                "average taken as d*e + (1-d)*w does that by rounding; take it by lerp, like torch.lerp and "
+                "get_ema_multi_avg_fn. What was trained is whole: keep tuner.state_dict(), load the backbone anew, "
+                "attach the selection, and load the state"
             )
         changed = self._changed_buffers()
         return take(
@@ -272,13 +273,19 @@ class Tuner:
         Classes and ``requires_grad`` are restored, compact parameters are gone.
 
         Raises:
-            TuningError: FSDP has sharded the model.
+            TuningError: FSDP has sharded the model, or it lost a module.
         """
         self._must_be_attached()
         if any(sharded(trained.tensor) for trained in self._trained.values()):
             raise TuningError(
                 "a model that FSDP has sharded cannot be detached: take tuner.plain_state_dict() or tuner.delta(), "
                 "and load it into a plain model"
+            )
+        named = dict(self.model.named_parameters())
+        if lost := self._flags.keys() - named.keys():
+            raise TuningError(
+                f"the model has no parameter {min(lost)!r} any more, which it had when the selection was attached: "
+                "put the module back, or load the model anew"
             )
         self.sync()
         if not keep:
@@ -287,7 +294,6 @@ class Tuner:
             trained.tensor.grad = None
         for module in self.model.modules():
             layers.restore(module)
-        named = dict(self.model.named_parameters())
         for name, flag in self._flags.items():
             named[name].requires_grad_(flag)
         self._trained, self._buffers, self._sample = {}, {}, Sample({})  # copies of what was there before
