@@ -12,6 +12,9 @@ Results are added to docs/benchmarks/memory.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -92,6 +95,9 @@ def _reset_peak(device: str) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # glibc alone keeps freed memory and can be asked for it
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     return _status("VmRSS")
 
