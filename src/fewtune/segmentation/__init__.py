@@ -1,0 +1,1 @@
+"""Binary segmentation: models that draw one mask, their data, their measures."""
