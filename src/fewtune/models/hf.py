@@ -34,17 +34,17 @@ def load_hf(
         import transformers
     except ImportError:
         raise MissingExtra("transformers", "hf") from None
-    config = _fetched(name, "its configuration", lambda: transformers.AutoConfig.from_pretrained(name))
+    config = fetched(name, "its configuration", lambda: transformers.AutoConfig.from_pretrained(name))
     _set(name, config, num_classes, image_size, drop_path)
     auto = transformers.AutoModelForImageClassification
     with seeded(seed):
         if pretrained:
             options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            model, report = _fetched(name, "its weights", lambda: auto.from_pretrained(name, **options))
+            model, report = fetched(name, "its weights", lambda: auto.from_pretrained(name, **options))
         else:
-            model, report = _fetched(name, "its class", lambda: auto.from_config(config)), {}
+            model, report = fetched(name, "its class", lambda: auto.from_config(config)), {}
     head = _head(name, model)
-    _check_report(name, report, head, image_size)
+    check_report(name, report, head, image_size)
     if num_classes is not None:
         initialise_head(model, head, seed)
     return Backbone(
@@ -56,7 +56,7 @@ def load_hf(
     )
 
 
-def _fetched(name: str, what: str, load: Any) -> Any:
+def fetched(name: str, what: str, load: Any) -> Any:
     """`load()`, its many errors turned into one line."""
     try:
         return load()
@@ -90,7 +90,7 @@ def _head(name: str, model: Any) -> tuple[str, ...]:
     return module_names(model, found)
 
 
-def _check_report(name: str, report: dict[str, Any], head: tuple[str, ...], image_size: int | None) -> None:
+def check_report(name: str, report: dict[str, Any], head: tuple[str, ...], image_size: int | None) -> None:
     """All but the head must have come from the checkpoint: transformers fills gaps with random weights."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report.get("mismatched_keys", ())]
     wrong = [
