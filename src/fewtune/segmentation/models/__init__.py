@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fewtune.errors import ConfigError, ModelError
+from fewtune.errors import ConfigError, MissingExtra, ModelError
 from fewtune.segmentation.models.linear import load_linear
 from fewtune.segmentation.models.segmenter import Segmenter
 
@@ -26,11 +27,12 @@ def load_segmenter(
     """A segmenter by name.
 
     Args:
-        source: "timm:NAME", "demo:vit-small", or a checkpoint "file:PATH" of such a backbone (with `architecture`), each
-            with a fresh linear decoder.
+        source: Segment Anything: "hf:facebook/sam-vit-base" (any SamModel of the hub, or a local folder), or
+            "file:sam_vit_b_01ec64.pth" with architecture "sam:vit-b". A backbone with a fresh linear decoder:
+            "timm:NAME", "demo:vit-small", or "file:PATH" with architecture "timm:NAME".
         image_size: side of the square input in pixels; None means the model's own.
         pretrained: False leaves the weights random (deterministic by `seed`).
-        architecture: for "file:" the model whose weights the file holds, "timm:NAME" for instance.
+        architecture: for "file:" the model whose weights the file holds.
         drop_path: rate of stochastic depth, for the models that have it.
         seed: of a fresh decoder; the caller's random state is not touched.
         progress: told in words what slow work goes on (downloads).
@@ -38,11 +40,39 @@ def load_segmenter(
     Raises:
         ModelError: the name is unknown, or the weights cannot be had or do not fit.
     """
-    options: dict[str, Any] = {"image_size": image_size, "pretrained": pretrained, "drop_path": drop_path, "seed": seed}
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size must be at least 1 px, not {image_size}")
-    segmenter = load_linear(source, architecture=architecture, progress=progress, **options)
+    options: dict[str, Any] = {"image_size": image_size, "pretrained": pretrained, "drop_path": drop_path, "seed": seed}
+    if (config := _sam(source, architecture)) is not None:
+        segmenter = _load_sam(source, config, **options)
+    else:
+        segmenter = load_linear(source, architecture=architecture, progress=progress, **options)
     return replace(segmenter, arguments=options | ({"architecture": architecture} if architecture else {}))
+
+
+def _sam(source: str, architecture: str | None) -> Any:
+    """The configuration of the SamModel that `source` or the file's `architecture` names; None if it is another."""
+    kind, _, name = source.partition(":")
+    if kind == "file" and architecture is not None:
+        kind, _, name = architecture.partition(":")
+    if kind not in ("hf", "sam"):
+        return None
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtra("transformers", "hf")
+    from fewtune.segmentation.models.sam_loading import sam_config
+
+    return sam_config(f"{kind}:{name}")
+
+
+def _load_sam(source: str, config: Any, *, drop_path: float, **options: Any) -> Segmenter:
+    from fewtune.segmentation.models.sam_loading import load_sam, load_sam_file
+
+    if drop_path > 0:
+        raise ModelError(f"{source} has no drop path; leave drop_path at 0")
+    kind, _, name = source.partition(":")
+    if kind == "file":
+        return load_sam_file(name, config, image_size=options["image_size"])
+    return load_sam(name, config, **options)
 
 
 def segmenter_from_description(description: dict[str, Any], progress: Callable[[str], None] | None = None) -> Segmenter:
