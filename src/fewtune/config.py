@@ -58,7 +58,8 @@ class SelectionKeys(_Keys):
     k: float | None = Field(None, gt=0, description="connections per neuron; 1 where no budget is given")
     budget: float | None = Field(None, gt=0, le=1, description="selected fraction of the backbone's weights")
     granularity: Literal["neuron", "layer", "network"] = "neuron"
-    importance: Literal["gradient", "magnitude", "random"] = "gradient"
+    importance: Literal["gradient", "magnitude", "random", "oracle"] = "gradient"
+    oracle: str | None = Field(None, description="for importance=oracle: run folder or task file of a method=full run")
     objective: Literal["supcon", "cross_entropy"] = "supcon"
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
     bias: Literal["all", "none"] = "all"
@@ -73,6 +74,16 @@ class SelectionKeys(_Keys):
         if granularity == "neuron" and (info.data.get("k") or 1) < 1:
             raise ValueError(f"k={info.data['k']:g} is less than one connection a neuron; take 'layer' or 'network'")
         return granularity
+
+    @field_validator("oracle")
+    @classmethod
+    def _oracle_and_importance(cls, oracle: str | None, info: ValidationInfo) -> str | None:
+        importance = info.data.get("importance", "oracle")
+        if oracle is None and info.data.get("importance") == "oracle":
+            raise ValueError("importance=oracle needs a full fine-tuning: the run folder or task file of method=full")
+        if oracle is not None and importance != "oracle":
+            raise ValueError(f"only importance=oracle reads it, and importance is {importance}")
+        return oracle
 
     @field_validator("budget")
     @classmethod

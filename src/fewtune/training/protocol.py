@@ -29,6 +29,7 @@ from fewtune.training.measure import file_size, peak_memory
 from fewtune.training.module import Classifier, NonFiniteLoss
 from fewtune.training.ood import check_sets, score_sets
 from fewtune.training.probabilities import pick_device, prediction_rows, probabilities, write_predictions
+from fewtune.training.selecting import oracle_weights
 from fewtune.training.task import describe_task
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
 from fewtune.training.tuners import fit_linear, make_tuner
@@ -97,6 +98,8 @@ def fit(
         return Result(folder, json.loads(folder.metrics.read_text(encoding="utf-8")))
     seed_all(recipe.seed)
     work = prepare(recipe)
+    if recipe.importance == "oracle" and not begun:
+        oracle_weights(recipe, work.backbone)  # refused here, if it is, before the folder is begun
     if search and not begun:
         from fewtune.training.search import search_recipe
 

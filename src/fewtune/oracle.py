@@ -1,0 +1,62 @@
+"""The oracle's score: how far full fine-tuning moved every connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import ImportanceError
+from fewtune.importance import HeadSpec, Scores
+from fewtune.neurons import ASK_MODEL, Role, describe
+
+
+def difference_importance(
+    model: nn.Module,
+    tuned: Mapping[str, Tensor],
+    head: HeadSpec = ASK_MODEL,
+    *,
+    roles: Mapping[str, str | Role] | None = None,
+) -> Scores:
+    r"""How far each connection is from where full fine-tuning takes it: the choice that Eq. 3-4 assume.
+
+    .. math:: s_{ij} = | w^{full}_{ij} - w^{0}_{ij} |
+
+    The paper's derivation keeps the connections that full fine-tuning would move most, and takes the gradient as a
+    stand-in for that. This is the thing itself, known only once full fine-tuning is done: a yardstick, not a method.
+
+    Args:
+        model: the backbone before any tuning, w_0.
+        tuned: the tuned numbers, by parameter name, of the weights' shapes: ``state_dict()`` of the tuned model, or
+            ``delta.whole`` of its task file. Other names are ignored.
+        head, roles: as in `fewtune.gradient_importance`.
+
+    Raises:
+        ImportanceError: a weight is missing or has another shape, is not finite, or is not moved at all.
+        ModelError: ``head`` names no module.
+    """
+    anatomy = describe(model, head, roles)
+    before = dict(model.named_parameters())
+    if missing := [name for name in anatomy.views if name not in tuned]:
+        raise ImportanceError(
+            f"the tuned state has no {missing[0]} (of {len(missing)} weights that are missing); expected all weights "
+            "of a full fine-tuning of this model"
+        )
+    scores = {}
+    for name in anatomy.views:
+        now, then = tuned[name].detach(), before[name].detach()
+        if now.shape != then.shape:
+            raise ImportanceError(
+                f"the tuned {name} has shape {tuple(now.shape)} and the model's {tuple(then.shape)}; expected the "
+                "state of the same model"
+            )
+        # In float32 at least: the difference of two half-precision weights would be rounded once more.
+        wide = torch.promote_types(then.dtype, torch.float32)
+        scores[name] = (now.to(then.device, wide) - then.to(wide)).abs()
+    if unmoved := [name for name, score in scores.items() if not bool(score.any())]:
+        raise ImportanceError(
+            f"{unmoved[0]} is the same in the model and in the tuned state (as are {len(unmoved) - 1} more of "
+            f"{len(scores)} weights); expected a full fine-tuning, which moves every weight"
+        )
+    return Scores(scores, anatomy)
