@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fewtune.errors import ConfigError, MissingExtra, ModelError
+from fewtune.segmentation.models import saliency
 from fewtune.segmentation.models.linear import load_linear
 from fewtune.segmentation.models.segmenter import Segmenter
 
@@ -28,7 +29,8 @@ def load_segmenter(
 
     Args:
         source: Segment Anything: "hf:facebook/sam-vit-base" (any SamModel of the hub, or a local folder), or
-            "file:sam_vit_b_01ec64.pth" with architecture "sam:vit-b". A backbone with a fresh linear decoder:
+            "file:sam_vit_b_01ec64.pth" with architecture "sam:vit-b". The demo ViT-S with its pretrained decoder:
+            "demo:vit-small-saliency". A backbone with a fresh linear decoder:
             "timm:NAME", "demo:vit-small", or "file:PATH" with architecture "timm:NAME".
         image_size: side of the square input in pixels; None means the model's own.
         pretrained: False leaves the weights random (deterministic by `seed`).
@@ -45,6 +47,8 @@ def load_segmenter(
     options: dict[str, Any] = {"image_size": image_size, "pretrained": pretrained, "drop_path": drop_path, "seed": seed}
     if (config := _sam(source, architecture)) is not None:
         segmenter = _load_sam(source, config, **options)
+    elif source == f"demo:{saliency.NAME}":
+        segmenter = saliency.load_saliency(progress=progress, **options)
     else:
         segmenter = load_linear(source, architecture=architecture, progress=progress, **options)
     return replace(segmenter, arguments=options | ({"architecture": architecture} if architecture else {}))
