@@ -30,8 +30,8 @@ def load_segmenter(
     Args:
         source: Segment Anything: "hf:facebook/sam-vit-base" (any SamModel of the hub, or a local folder), or
             "file:sam_vit_b_01ec64.pth" with architecture "sam:vit-b". The demo ViT-S with its pretrained decoder:
-            "demo:vit-small-saliency". A backbone with a fresh linear decoder:
-            "timm:NAME", "demo:vit-small", or "file:PATH" with architecture "timm:NAME".
+            "demo:vit-small-saliency". A backbone with a fresh linear decoder: "timm:NAME", "demo:vit-small", or
+            "file:PATH" with architecture "timm:NAME".
         image_size: side of the square input in pixels; None means the model's own.
         pretrained: False leaves the weights random (deterministic by `seed`).
         architecture: for "file:" the model whose weights the file holds.
@@ -76,7 +76,12 @@ def _load_sam(source: str, config: Any, *, drop_path: float, **options: Any) -> 
     kind, _, name = source.partition(":")
     if kind == "file":
         return load_sam_file(name, config, image_size=options["image_size"])
-    return load_sam(name, config, **options)
+    if kind == "sam" and options["pretrained"]:
+        raise ModelError(
+            f'"{source}" names an architecture without weights: give source="file:PATH" with architecture="{source}", '
+            'or source="hf:facebook/sam-vit-base"'
+        )
+    return load_sam(source, config, **options)
 
 
 def segmenter_from_description(description: dict[str, Any], progress: Callable[[str], None] | None = None) -> Segmenter:

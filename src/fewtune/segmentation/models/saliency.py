@@ -6,6 +6,7 @@ photograph. Both are rebuilt here from the graph's weights; at 224 px, its size,
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class SaliencyDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for i, (wide, narrow) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False), 1):
+        for i, (wide, narrow) in enumerate(pairwise(WIDTHS), 1):
             self.add_module(f"upconv{i}", nn.ConvTranspose2d(wide, narrow, kernel_size=4, stride=2, padding=1))
             self.add_module(f"bn{i}", nn.BatchNorm2d(narrow))
         self.final_conv = nn.Conv2d(WIDTHS[-1], 1, kernel_size=1)
@@ -99,8 +100,8 @@ def load_saliency(
 
 
 def resampled(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, 1 + 37 * 37, width] for a grid of side * side: cubic, without smoothing beforehand, as the
-    graph's Resize node (timm smooths, which gives other numbers)."""
+    """Position embeddings [1, 1 + 37 * 37, width] for a grid of side * side: cubic, without smoothing first,
+    as the graph's Resize node does (timm smooths, which gives other numbers)."""
     token, grid = positions[:, :1], positions[:, 1:]
     square = grid.transpose(1, 2).unflatten(2, (GRID, GRID))
     square = F.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)

@@ -26,15 +26,16 @@ ARCHITECTURES = {
 same in the three."""
 
 
-def load_sam(name: str, config: SamConfig, *, image_size: int | None, pretrained: bool, seed: int) -> Segmenter:
-    """`SamModel.from_pretrained(name)` (an id of the hub or a local folder); random weights where not pretrained."""
+def load_sam(source: str, config: SamConfig, *, image_size: int | None, pretrained: bool, seed: int) -> Segmenter:
+    """A SamModel of the hub or of a local folder ("hf:NAME"), or one with random weights."""
     if pretrained:
+        name = source.partition(":")[2]
         load = {"config": config, "output_loading_info": True}
         sam, report = fetched(name, "its weights", lambda: SamModel.from_pretrained(name, **load))
         check_report(name, report, (), None)
     else:
         sam = random_sam(config, seed)
-    return _segmenter(sam, f"hf:{name}", image_size)
+    return _segmenter(sam, source, image_size)
 
 
 def load_sam_file(path: str, config: SamConfig, *, image_size: int | None) -> Segmenter:
