@@ -34,6 +34,9 @@ class DataKeys(_Keys):
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="part of the training images kept for validation")
     test_fraction: float | None = Field(None, gt=0, lt=1, description="part kept for the test, if none is given")
+    train_on: Literal["train", "train+val"] = Field(
+        "train", description="train+val: no image is kept to judge by, so the last epoch is taken instead of the best"
+    )
     limit_train: int | None = Field(None, gt=0, description="at most so many images to train and validate on")
     limit_test: int | None = Field(None, gt=0, description="at most so many test images")
     augment: Literal["none", "plain", "fgvc"] = Field(
@@ -102,6 +105,9 @@ class OptimiserKeys(_Keys):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     epochs: int = Field(100, gt=0)
+    stop_after: int | None = Field(
+        None, gt=0, description="end after so many of the epochs; the learning rate follows the schedule of them all"
+    )
     warmup_epochs: int | None = Field(None, ge=0, description="left out: a tenth of the epochs, at most 10")
     warmup_lr: float = Field(1e-7, ge=0, description="learning rate of the first step")
     min_lr: float = Field(1e-8, ge=0, description="learning rate of the last step")
@@ -114,6 +120,16 @@ class OptimiserKeys(_Keys):
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0: off")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: inverse to class counts")
     drop_path: float = Field(0.0, ge=0, lt=1)
+    regularisation: float | None = Field(
+        None, gt=0, description="C of the linear probe's logistic regression; left out, chosen on validation images"
+    )
+
+    @field_validator("stop_after")
+    @classmethod
+    def _stops_within(cls, stop: int | None, info: ValidationInfo) -> int | None:
+        if stop is not None and stop > info.data.get("epochs", stop):
+            raise ValueError(f"must not be larger than epochs, {info.data['epochs']}")
+        return stop
 
     @field_validator("warmup_epochs")
     @classmethod

@@ -48,11 +48,12 @@ def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), **metrics})
         return
+    validation = metrics["validation"].get("accuracy")
     values = {
         "method": metrics["method"],
         "trained parameters": f"{metrics['trained']:,}",
         "% of the backbone": f"{metrics['percent_of_backbone']:.3f}",
-        "validation accuracy": f"{100 * metrics['validation']['accuracy']:.1f} %",
+        "validation accuracy": f"{100 * validation:.1f} %" if validation is not None else "no validation images",
         "test accuracy, 95 % interval": percent(metrics["test"]["accuracy"]) if "test" in metrics else "no test images",
         "seconds": f"{metrics['seconds']:.0f}",
         "peak memory": size(metrics["peak_memory_bytes"]),

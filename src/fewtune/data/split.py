@@ -65,6 +65,15 @@ class Split(Dataset):
             names=[self.names[i] for i in chosen],
         )
 
+    def joined(self, other: Split) -> Split:
+        """These images, then those of another split of the same data set."""
+        records, read = [*self.records, *other.records], self.read
+        if self.read != other.read:  # each split has its own table of images
+            records = [(split.read, record) for split in (self, other) for record in split.records]
+            read = _read_by
+        labels, names = [*self.labels, *other.labels], [*self.names, *other.names]
+        return replace(self, records=records, labels=labels, names=names, read=read)
+
     def cached(
         self,
         size: int,
@@ -104,6 +113,12 @@ class Split(Dataset):
         """How many images each class has."""
         found = Counter(self.labels)
         return [found[label] for label in range(num_classes)]
+
+
+def _read_by(record: tuple[Callable[[Any], Image.Image], Any]) -> Image.Image:
+    """The image of a record that says how it is read."""
+    read, own = record
+    return read(own)
 
 
 @dataclass(frozen=True, eq=False)

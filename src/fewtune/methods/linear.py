@@ -31,12 +31,16 @@ class Features:
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: the head's weight [C, width] and bias [C], and how its regularisation was chosen."""
+    """A fitted probe: the head's weight [C, width] and bias [C], and how its regularisation was chosen.
+
+    `accuracies` and `losses` are those of the validation images, by regularisation; empty where there were none.
+    """
 
     weight: Tensor
     bias: Tensor
     regularisation: float
     accuracies: dict[float, float]
+    losses: dict[float, float]
 
 
 def linear(model: nn.Module, head: tuple[str, ...]) -> Selection:
@@ -71,26 +75,38 @@ def head_features(model: nn.Module, layer: nn.Linear, batches: Iterable, device:
     return Features(inputs, torch.cat(labels))
 
 
-def fit_probe(train: Features, val: Features, classes: int) -> Probe:
+def fit_probe(train: Features, val: Features | None, classes: int, regularisation: float | None = None) -> Probe:
     """Converged multinomial logistic regression (L-BFGS) on standardised features.
 
-    The regularisation is the one with the best validation accuracy; of equals the one with the lower validation
-    loss. Raises TuningError where a fit does not converge.
+    Where no regularisation is given, it is the one of `REGULARISATION` with the best validation accuracy; of equals
+    the one with the lower validation loss.
+
+    Raises:
+        TuningError: a fit does not converge, or there is neither a regularisation nor a validation image.
     """
+    if val is None and regularisation is None:
+        raise TuningError(
+            "a linear probe without validation images cannot choose its regularisation; give one: regularisation=C, "
+            "as a run with train_on=train chooses it"
+        )
     mean, scale = train.inputs.mean(0), train.inputs.std(0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    x, v = ((features.inputs - mean) / scale for features in (train, val))
-    best, accuracies = None, {}
-    for c in REGULARISATION:
-        weight, bias = _logistic_regression(x, train.labels, c, classes)
-        logits = v @ weight.T + bias
-        accuracy = float((logits.argmax(1) == val.labels).float().mean())
-        loss = float(nn.functional.cross_entropy(logits, val.labels))
-        accuracies[c] = accuracy
-        if best is None or (accuracy, -loss) > best[0]:
-            best = (accuracy, -loss), c, weight / scale, bias - (weight / scale) @ mean
-    assert best is not None
-    return Probe(best[2], best[3], best[1], accuracies)
+    fitted, accuracies, losses = {}, {}, {}
+    for c in REGULARISATION if regularisation is None else (regularisation,):
+        weight, bias = _logistic_regression((train.inputs - mean) / scale, train.labels, c, classes)
+        weight, bias = weight / scale, bias - (weight / scale) @ mean  # for features as they are
+        fitted[c] = weight, bias
+        if val is not None:
+            accuracies[c], losses[c] = _judged(val, weight, bias)
+    best = max(fitted, key=lambda c: (accuracies.get(c, 0.0), -losses.get(c, 0.0)))
+    return Probe(*fitted[best], best, accuracies, losses)
+
+
+def _judged(val: Features, weight: Tensor, bias: Tensor) -> tuple[float, float]:
+    """Accuracy and cross-entropy."""
+    logits = val.inputs @ weight.T + bias
+    accuracy = (logits.argmax(1) == val.labels).float().mean()
+    return float(accuracy), float(nn.functional.cross_entropy(logits, val.labels))
 
 
 def _logistic_regression(x: Tensor, labels: Tensor, c: float, classes: int) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     epochs = [entry["epoch"] + 1 for entry in history]
     panels = {"loss": ("train_loss", "val_loss"), "validation accuracy": ("val_accuracy",), "learning rate": ("lr",)}
     for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for key in keys:
+        for key in [key for key in keys if key in history[0]]:
             axes.plot(epochs, [entry[key] for entry in history], marker=".", label=key)
         axes.set(title=title, xlabel="epoch")
         if len(keys) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,7 +31,8 @@ class Classifier(pl.LightningModule):
 
     `attach(module)` is called once the processes are connected and gives the tuner: an object with `parameters()`,
     `param_groups(lr=, head_lr=)`, `state_dict()`, `load_state_dict()` and `sync()`. `train` and `val` are splits with
-    their transforms. The module's state is the tuner's (compact), so checkpoints hold no frozen weight.
+    their transforms; without `val` the last epoch is the best. The module's state is the tuner's (compact), so
+    checkpoints hold no frozen weight.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Classifier(pl.LightningModule):
         self.average: Average | None = None
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
+        self._scores: dict[str, float] = {}
         self.mix = _mixing(recipe, classes)
         weights = _class_weights(train.labels, classes) if recipe.class_weights == "balanced" else None
         self.class_weights: Tensor | None
@@ -98,7 +100,7 @@ class Classifier(pl.LightningModule):
         recipe = self.recipe
         groups = self.tuner.param_groups(lr=recipe.lr, head_lr=recipe.head_lr)
         optimizer = _optimizer(recipe, groups)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = int(self.trainer.estimated_stepping_batches) * recipe.epochs // (recipe.stop_after or recipe.epochs)
         warmup = steps * recipe.warmup // recipe.epochs
 
         def factor(peak: float) -> Callable[[int], float]:
@@ -137,16 +139,17 @@ class Classifier(pl.LightningModule):
             self.average.update(self.tuner)
 
     def on_train_epoch_end(self) -> None:
-        """One line of the history."""
-        scores = self._scores
+        """One line of the history; where no image is kept for validation, the latest epoch is the one to keep."""
         entry = {
             "epoch": self.current_epoch,
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": float(self._everyones(torch.stack(self._train_loss)).mean()),
-            "val_loss": scores["loss"],
-            "val_accuracy": scores["accuracy"],
+            **{f"val_{key}": value for key, value in self._scores.items()},
             "seconds": time.perf_counter() - self._started,
         }
+        if self.splits["val"] is None:
+            with self.average.in_place_of(self.tuner) if self.average else nullcontext():
+                self.best = {"epoch": self.current_epoch, "state": _kept(self.tuner.state_dict())}
         self.history.append(entry)
         self.log_dict({key: float(value) for key, value in entry.items() if key != "epoch"}, rank_zero_only=True)
 

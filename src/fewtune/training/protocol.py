@@ -1,7 +1,8 @@
 """`fit`: from a recipe to a run folder with a task file.
 
 Validation images are split off the training images, the best epoch by validation accuracy is kept (of equals the one
-with the lower validation loss), and the test set is read once, at the end.
+with the lower validation loss), and the test set is read once, at the end. With `train_on="train+val"` there is
+nothing to judge an epoch by: the last one is kept.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def prepare(recipe: Recipe) -> Work:
     )
     if data.val is None:
         raise DataError(f"{data.name} has too few training images to split validation images off")
+    if recipe.train_on == "train+val":
+        data = replace(data, train=data.train.joined(data.val), val=None)
     # A damaged image ends a long run at its first epoch; of a large set that is found by `fewtune data check`.
     data.check(decode=sum(map(len, data.splits.values())) <= DECODED_FIRST)
     log.info("%s", data.summary())
@@ -164,7 +167,7 @@ def _run(work: Work, folder: RunFolder) -> Result:
     else:
         module = train(work, folder)
         tuner, history = module.tuner, module.history
-        chosen = {key: module.best[key] for key in ("epoch", "accuracy", "loss")} if module.best else {}
+        chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
     metrics = {
         "method": recipe.method,
         "model": recipe.model,
@@ -188,7 +191,7 @@ def train(work: Work, folder: RunFolder) -> Classifier:
         work.backbone.model,
         work.recipe,
         work.train,
-        work.evaluated(work.data.val),  # type: ignore[arg-type]
+        None if work.data.val is None else work.evaluated(work.data.val),
         work.data.num_classes,
         attach=lambda own: make_tuner(work, folder, own.trainer.strategy),
     )
@@ -219,7 +222,9 @@ def _finish(
     if test is not None:
         loader = image_loader(work.evaluated(test), work.recipe.batch_size, workers=work.recipe.workers)
         device = pick_device(work.recipe.accelerator)
+        begun = time.perf_counter()
         found, labels = probabilities(work.backbone.model, loader, device, "test")
+        metrics["test_seconds"] = time.perf_counter() - begun
         metrics["test"] = report(found, labels, work.data.class_names).to_json()
         write_predictions(folder.predictions, prediction_rows(test.names, found, work.data.class_names, test.labels))
     if work.recipe.ood:

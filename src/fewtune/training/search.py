@@ -45,6 +45,8 @@ def search_recipe(work: Work) -> Found:
     recipe = work.recipe
     if recipe.method == "linear":
         raise ConfigError("a linear probe has no learning rate or K to search; leave --search out")
+    if recipe.train_on != "train":
+        raise ConfigError("--search judges on validation images; leave train_on=train+val out")
     if recipe.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--search runs in one process; search on one machine, then train with what it found")
     scores = None
@@ -71,7 +73,9 @@ def _candidates(recipe: Recipe) -> Iterator[Recipe]:
     short = {"epochs": recipe.search_epochs, "warmup_epochs": min(share, recipe.search_epochs - 1)}
     for k, lr, drop_path in itertools.product(ks, recipe.search_lr, drops):
         budget = None if recipe.method == "gps" else recipe.budget
-        yield recipe.changed(k=k, budget=budget, lr=lr, drop_path=drop_path, devices=1, strategy="auto", **short)
+        yield recipe.changed(
+            k=k, budget=budget, lr=lr, drop_path=drop_path, devices=1, strategy="auto", stop_after=None, **short
+        )
 
 
 def _searched(recipe: Recipe) -> dict[str, Any]:

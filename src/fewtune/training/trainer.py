@@ -86,13 +86,13 @@ class EpochLines(Callback):
     """One line an epoch where no terminal shows a progress bar."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Loss and accuracy of the epoch."""
-        scores = getattr(module, "_scores", None)
-        if trainer.is_global_zero and scores is not None:
-            log.info(
-                "epoch %d of %s: validation accuracy %.4f, loss %.4f",
-                trainer.current_epoch + 1, trainer.max_epochs, scores["accuracy"], scores["loss"],
-            )  # fmt: skip
+        """Accuracy and loss of the epoch; where nothing is kept for validation, the training loss."""
+        if trainer.is_global_zero and isinstance(module, Classifier):
+            last, number = module.history[-1], f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+            if "val_accuracy" in last:
+                log.info("%s: validation accuracy %.4f, loss %.4f", number, last["val_accuracy"], last["val_loss"])
+            else:
+                log.info("%s: training loss %.4f", number, last["train_loss"])
 
 
 def build_trainer(
@@ -110,7 +110,8 @@ def build_trainer(
         num_nodes=recipe.num_nodes,
         strategy=recipe.strategy,
         precision=recipe.precision if recipe.precision != "32" else "32-true",
-        max_epochs=recipe.epochs,
+        max_epochs=recipe.stop_after or recipe.epochs,
+        limit_val_batches=None if recipe.train_on == "train" else 0,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip,
         callbacks=[*callbacks, *shown],

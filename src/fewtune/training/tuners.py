@@ -67,18 +67,21 @@ def fit_linear(work: Work) -> tuple[Any, dict[str, Any]]:
     layer, device = linear_head(model, head), pick_device(work.recipe.accelerator)
     model.to(device)
     tuner = attach(model, linear(model, head))
-    assert work.data.val is not None
 
     def features(split: Split, text: str) -> Features:
         loader = image_loader(work.evaluated(split), work.recipe.batch_size, workers=work.recipe.workers)
         return head_features(model, layer, shown(loader, text, len(loader)), device)
 
-    train, val = features(work.data.train, "features"), features(work.data.val, "validation features")
-    probe = fit_probe(train, val, work.data.num_classes)
+    train, held_out = features(work.data.train, "features"), work.data.val
+    val = None if held_out is None else features(held_out, "validation features")
+    probe = fit_probe(train, val, work.data.num_classes, work.recipe.regularisation)
     with torch.no_grad():
         layer.weight.copy_(probe.weight)
         layer.bias.copy_(probe.bias)
     tuner.sync()
-    tried = {f"{c:g}": accuracy for c, accuracy in probe.accuracies.items()}
-    chosen = {"accuracy": tried[f"{probe.regularisation:g}"], "regularisation": probe.regularisation, "tried": tried}
+    chosen: dict[str, Any] = {"regularisation": probe.regularisation}
+    if val is not None:
+        chosen["accuracy"] = probe.accuracies[probe.regularisation]
+        chosen["tried"] = {f"{c:g}": accuracy for c, accuracy in probe.accuracies.items()}
+        chosen["losses"] = {f"{c:g}": loss for c, loss in probe.losses.items()}
     return tuner, chosen
