@@ -18,7 +18,7 @@ from fewtune.errors import ConfigError
 from fewtune.recipes.table import ROWS
 from fewtune.recipes.write import render
 from fewtune.training import fit
-from fewtune.training.module import Classifier
+from fewtune.training.classifying import Classifier
 
 SMALLEST = {
     "vit_b16": "timm:test_vit", "swin_b": "timm:swin_tiny_patch4_window7_224", "convnext_b": "timm:test_convnext"

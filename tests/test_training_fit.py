@@ -15,7 +15,8 @@ import fewtune
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError
 from fewtune.training import evaluate, fit, predict
-from fewtune.training.module import Classifier, NonFiniteLoss
+from fewtune.training.classifying import Classifier
+from fewtune.training.module import NonFiniteLoss
 from runs import coloured_folder, tiny_recipe
 
 

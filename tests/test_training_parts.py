@@ -21,8 +21,8 @@ from fewtune.methods.full import Full
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
 from fewtune.models import load_backbone
 from fewtune.training.averaging import Average
+from fewtune.training.classifying import _class_weights
 from fewtune.training.loaders import image_loader
-from fewtune.training.module import _class_weights
 from fewtune.training.schedule import learning_rate
 from runs import coloured_folder
 

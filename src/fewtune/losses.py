@@ -1,4 +1,4 @@
-"""The supervised contrastive loss (Eq. 2)."""
+"""The supervised contrastive loss (Eq. 2) and the losses of binary segmentation."""
 
 from __future__ import annotations
 
@@ -47,3 +47,73 @@ def supervised_contrastive_loss(
     per_anchor = log_probability.masked_fill(~positives, 0.0).sum(1) / positives.sum(1).clamp(min=1)
     total = (per_anchor * anchors).sum() / anchors.sum().clamp(min=1)
     return -(temperature / base_temperature) * total
+
+
+def binary_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+    r"""Binary cross-entropy of mask logits, mean over the pixels of each image.
+
+    .. math:: -\frac{1}{hw} \sum_p [g_p \log \sigma(x_p) + (1 - g_p) \log (1 - \sigma(x_p))]
+
+    Args:
+        logits: x, [images, 1, h, w].
+        masks: g in 0..1, of the same shape.
+
+    Returns:
+        [images], in float32 at least.
+
+    Raises:
+        ImportanceError: the shapes differ.
+    """
+    logits, masks = _mask_pair(logits, masks)
+    return F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1).mean(1)
+
+
+def soft_iou_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    r"""One minus the intersection over union of the probabilities and the mask, of each image.
+
+    .. math:: 1 - \frac{\sum_p s_p g_p}{\sum_p s_p + g_p - s_p g_p}, \quad s = \sigma(x)
+
+    Pixels painted outside the mask stand in the union, so they cost. Where the mask is empty the loss is 1 whatever is
+    painted, and its gradient is zero: cross-entropy alone then teaches.
+
+    Args:
+        logits: x, [images, 1, h, w].
+        masks: g in 0..1, of the same shape.
+
+    Returns:
+        [images], in float32 at least.
+
+    Raises:
+        ImportanceError: the shapes differ.
+
+    References:
+        Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation, 2016.
+    """
+    logits, masks = _mask_pair(logits, masks)
+    painted, masks = logits.sigmoid().flatten(1), masks.flatten(1)
+    intersection = (painted * masks).sum(1)
+    union = (painted + masks).sum(1) - intersection
+    return 1 - intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """`binary_cross_entropy` + `soft_iou_loss` of each image, [images]; their mean is what selects and trains.
+
+    Args:
+        logits: [images, 1, h, w].
+        masks: in 0..1, of the same shape.
+
+    Raises:
+        ImportanceError: the shapes differ.
+    """
+    return binary_cross_entropy(logits, masks) + soft_iou_loss(logits, masks)
+
+
+def _mask_pair(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.ndim != 4 or logits.shape[1] != 1 or logits.shape != masks.shape:
+        raise ImportanceError(
+            f"a segmentation loss got logits of shape {tuple(logits.shape)} and masks of shape {tuple(masks.shape)}; "
+            "expected [images, 1, h, w] for both"
+        )
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(wide), masks.to(wide)

@@ -66,7 +66,7 @@ def check(
     chosen = list(_sampled(found, sample))
     faults += _unreadable(chosen, folder, told)
     if duplicates:
-        faults += _leaks(found, told)
+        faults += leaks(found, told)
     counts = {split: len(entries) for split, entries in found.splits.items()}
     return Checked(folder, counts, found.classes, len(chosen), tuple(" ".join(fault.split()) for fault in faults))
 
@@ -135,7 +135,7 @@ def _fault(entry: Entry, folder: Path) -> str | None:
     return None
 
 
-def _leaks(found: Inventory, told: Progress) -> list[str]:
+def leaks(found: Inventory, told: Progress) -> list[str]:
     """Test images whose content is also that of a training or validation image."""
     test = found.splits.get("test", [])
     others = [entry for split in ("train", "val") for entry in found.splits.get(split, [])]

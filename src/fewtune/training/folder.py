@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Loss, validation accuracy and learning rate over the epochs, as a PNG."""
+    """Loss, what validation measured and learning rate over the epochs, as a PNG."""
     import io
 
     from matplotlib.figure import Figure
@@ -143,7 +143,9 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     epochs = [entry["epoch"] + 1 for entry in history]
-    panels = {"loss": ("train_loss", "val_loss"), "validation accuracy": ("val_accuracy",), "learning rate": ("lr",)}
+    measures = tuple(key for key in history[0] if key.startswith("val_") and key != "val_loss")
+    title = f"validation {measures[0].removeprefix('val_')}" if measures else "no validation"
+    panels = {"loss": ("train_loss", "val_loss"), title: measures, "learning rate": ("lr",)}
     for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for key in [key for key in keys if key in history[0]]:
             axes.plot(epochs, [entry[key] for entry in history], marker=".", label=key)

@@ -1,20 +1,19 @@
-"""The Lightning module of every method: loss, schedule, averaging, validation, and a compact state."""
+"""The Lightning module of every method and task: schedule, averaging, validation, and a compact state."""
 
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError
-from fewtune.models import logits
 from fewtune.training.averaging import Average
 from fewtune.training.loaders import image_loader, seed_all
 from fewtune.training.schedule import learning_rate
@@ -26,8 +25,8 @@ class NonFiniteLoss(FewtuneError):
     """The loss became infinite or not a number."""
 
 
-class Classifier(pl.LightningModule):
-    """Trains what a tuner trains, and knows nothing of how it was chosen.
+class Learner(pl.LightningModule):
+    """Trains what a tuner trains, and knows nothing of how it was chosen. A task adds its loss and its measure.
 
     `attach(module)` is called once the processes are connected and gives the tuner: an object with `parameters()`,
     `param_groups(lr=, head_lr=)`, `state_dict()`, `load_state_dict()` and `sync()`. `train` and `val` are splits with
@@ -35,14 +34,11 @@ class Classifier(pl.LightningModule):
     checkpoints hold no frozen weight.
     """
 
+    measure: ClassVar[str]
+    """The name of what `judged` gives an image beside its loss; its mean, the larger the better, chooses the epoch."""
+
     def __init__(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        train: Any,
-        val: Any,
-        classes: int,
-        attach: Callable[[Classifier], Any],
+        self, model: nn.Module, recipe: Recipe, train: Any, val: Any, attach: Callable[[Learner], Any]
     ) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
@@ -53,13 +49,19 @@ class Classifier(pl.LightningModule):
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
         self._scores: dict[str, float] = {}
-        self.mix = _mixing(recipe, classes)
-        weights = _class_weights(train.labels, classes) if recipe.class_weights == "balanced" else None
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", weights, persistent=False)
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._train_loss: list[Tensor] = []
         self._averaged = ExitStack()
+
+    # -- what a task adds
+
+    @abstractmethod
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The scalar loss of a batch of training images."""
+
+    @abstractmethod
+    def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and measure of every image of a validation batch, [B] each."""
 
     # -- set-up
 
@@ -70,10 +72,6 @@ class Classifier(pl.LightningModule):
             if self.recipe.ema is not None:
                 self.average = Average(self.tuner, self.recipe.ema)
         self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C]."""
-        return logits(self.model(images))
 
     def _loader(self, which: str, shuffle: bool) -> Any:
         return image_loader(
@@ -120,14 +118,9 @@ class Classifier(pl.LightningModule):
         self._started = time.perf_counter()
 
     def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """The loss of one batch."""
         images, labels, indices = batch
-        targets = labels
-        if self.mix is not None:
-            images, targets = self.mix(images, labels)
-        loss = F.cross_entropy(
-            self(images), targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
-        )
+        loss = self.loss(images, labels)
         self._must_be_finite(loss, "train", indices)
         self._train_loss.append(loss.detach())
         return loss
@@ -173,25 +166,24 @@ class Classifier(pl.LightningModule):
             self._averaged.enter_context(self.average.in_place_of(self.tuner))
 
     def validation_step(self, batch: Sequence[Tensor], batch_index: int) -> None:
-        """Keep loss and hit of every image, with its index."""
+        """Keep loss and measure of every image, with its index."""
         images, labels, indices = batch
-        scores = self(images).float()
-        loss = F.cross_entropy(scores, labels, reduction="none")
+        loss, measured = self.judged(images, labels)
         self._must_be_finite(loss.sum(), "val", indices)
-        self._seen.append((indices, loss, (scores.argmax(1) == labels).float()))
+        self._seen.append((indices, loss, measured))
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy over all processes, every image counted once; keep the best epoch, of equals the lower loss."""
+        """Means over all processes, every image counted once; keep the best epoch, of equals the lower loss."""
         columns = [torch.cat(column) for column in zip(*self._seen, strict=True)]
-        indices, loss, hits = (self._everyones(column) for column in columns)
+        indices, loss, measured = (self._everyones(column) for column in columns)
         once = torch.zeros(len(self.splits["val"]), 2)
-        once[indices] = torch.stack([loss, hits], dim=1)
-        mean_loss, accuracy = once.mean(dim=0).tolist()
-        self._scores = {"loss": mean_loss, "accuracy": accuracy}
-        if self.best is None or (accuracy, -mean_loss) > (self.best["accuracy"], -self.best["loss"]):
+        once[indices] = torch.stack([loss, measured], dim=1)
+        mean_loss, mean = once.mean(dim=0).tolist()
+        self._scores = {"loss": mean_loss, self.measure: mean}
+        if self.best is None or (mean, -mean_loss) > (self.best[self.measure], -self.best["loss"]):
             self.best = {"epoch": self.current_epoch, "state": _kept(self.tuner.state_dict()), **self._scores}
         self._averaged.close()
-        self.log("accuracy", accuracy, prog_bar=True, logger=False, rank_zero_only=True)
+        self.log(self.measure, mean, prog_bar=True, logger=False, rank_zero_only=True)
 
     def _everyones(self, values: Tensor) -> Tensor:
         """Equally many values of all processes, [processes * N], on the CPU."""
@@ -242,21 +234,3 @@ def _optimizer(recipe: Recipe, groups: list[dict]) -> torch.optim.Optimizer:
             return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
         case "sgd":
             return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-
-
-def _mixing(recipe: Recipe, classes: int) -> Callable | None:
-    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019); one of them at random where both are on."""
-    from torchvision.transforms import v2
-
-    mixes: list[nn.Module] = []
-    if recipe.mixup:
-        mixes.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
-    if recipe.cutmix:
-        mixes.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
-    return v2.RandomChoice(mixes) if mixes else None
-
-
-def _class_weights(labels: Sequence[int], classes: int) -> Tensor:
-    """images / (classes * count): every class weighs the same in total; a class without images weighs 0."""
-    counts = torch.bincount(torch.tensor(labels), minlength=classes)
-    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 0.0)

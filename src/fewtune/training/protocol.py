@@ -10,30 +10,33 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
 from fewtune.config import Recipe
 from fewtune.data import ImageData, Split, eval_transform, load_data, train_transform
 from fewtune.errors import ConfigError, DataError
+from fewtune.importance import Scores
 from fewtune.metrics import report
 from fewtune.models import Backbone, load_backbone
+from fewtune.training.classifying import Classifier
 from fewtune.training.files import csv_text, write_json, write_text
 from fewtune.training.folder import RunFolder, draw_curves
 from fewtune.training.loaders import image_loader, seed_all
 from fewtune.training.measure import file_size, peak_memory
-from fewtune.training.module import Classifier, NonFiniteLoss
+from fewtune.training.module import Learner, NonFiniteLoss
 from fewtune.training.ood import check_sets, score_sets
 from fewtune.training.probabilities import pick_device, prediction_rows, probabilities, write_predictions
-from fewtune.training.selecting import oracle_weights
+from fewtune.training.selecting import oracle_weights, score
 from fewtune.training.task import describe_task
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
 from fewtune.training.tuners import fit_linear, make_tuner
+from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")
 
@@ -50,29 +53,63 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a recipe was turned into: images with their transforms, and the backbone with a fresh head."""
+class ImageWork(Work):
+    """Classification: labelled images with their transforms, and the backbone with a fresh head."""
 
-    recipe: Recipe
     data: ImageData
     backbone: Backbone
+    learner_class = Classifier
 
     @property
     def train(self) -> Split:
         """Training images as the recipe shows them."""
         return self.data.train.with_transform(train_transform(self.recipe.augment, self.backbone))
 
-    def fresh_model(self) -> nn.Module:
-        """The untouched model once more."""
-        return fresh_backbone(self.recipe, self.data).model
-
     def evaluated(self, split: Split) -> Split:
         """Images of a split as they are evaluated."""
         return split.with_transform(eval_transform(self.recipe.augment, self.backbone))
 
+    def learner(self, attach: Callable[[Learner], Any]) -> Classifier:
+        """Trains on the training images, judges on the validation images, where there are some."""
+        val = None if self.data.val is None else self.evaluated(self.data.val)
+        return Classifier(self.backbone.model, self.recipe, self.train, val, self.data.num_classes, attach)
+
+    def score(self, device: torch.device, *, world: int = 1, rank: int = 0) -> Scores:
+        """By the recipe's importance and objective."""
+        return score(self.recipe, self.backbone, self.data.train, device, world=world, rank=rank)
+
+    def renewed(self, recipe: Recipe) -> ImageWork:
+        """The same images with another fresh backbone."""
+        return replace(self, recipe=recipe, backbone=fresh_backbone(recipe, self.data))
+
+    def describe(self, **more: Any) -> dict[str, Any]:
+        """With the class names."""
+        return describe_task(self.recipe, self.backbone, self.data.class_names, **more)
+
+    def test(self, folder: RunFolder) -> dict[str, Any]:
+        """Report and predictions of the test images; scores on sets beside ImageNet-1k where the recipe asks for it."""
+        metrics: dict[str, Any] = {}
+        test, names = self.data.test, self.data.class_names
+        if test is not None:
+            loader = image_loader(self.evaluated(test), self.recipe.batch_size, workers=self.recipe.workers)
+            begun = time.perf_counter()
+            found, labels = probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), "test")
+            metrics["test_seconds"] = time.perf_counter() - begun
+            metrics["test"] = report(found, labels, names).to_json()
+            write_predictions(folder.predictions, prediction_rows(test.names, found, names, test.labels))
+        if self.recipe.ood:
+            metrics["ood"] = score_sets(self.recipe, self.backbone, names)
+        return metrics
+
 
 def fit(
-    recipe: Recipe | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, search: bool = False
+    recipe: Recipe | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    search: bool = False,
+    prepared: Callable[[Recipe], Work] | None = None,
 ) -> Result:
     """Select, train, test once, and write the run folder `out`.
 
@@ -81,6 +118,7 @@ def fit(
         resume: go on after the last finished epoch; on a CPU the numbers are those of an uninterrupted run.
         overwrite: throw away the run that lies in `out`.
         search: first choose lr, k (and drop path) on validation images, see `fewtune.training.search`.
+        prepared: turns the recipe into work; left out, that of classification.
 
     Raises:
         FewtuneError: of the kind that says what the user can mend; nothing is written before model and data are good.
@@ -98,7 +136,7 @@ def fit(
         log.info("%s is complete already", folder.path)
         return Result(folder, json.loads(folder.metrics.read_text(encoding="utf-8")))
     seed_all(recipe.seed)
-    work = prepare(recipe)
+    work = (prepared or prepare)(recipe)
     if recipe.importance == "oracle" and not begun:
         oracle_weights(recipe, work.backbone)  # refused here, if it is, before the folder is begun
     if search and not begun:
@@ -106,7 +144,7 @@ def fit(
 
         found = search_recipe(work)
         recipe = found.best
-        work = replace(work, recipe=recipe, backbone=fresh_backbone(recipe, work.data))
+        work = work.renewed(recipe)
     if main and not begun:
         folder.begin(recipe)
         if search:
@@ -114,7 +152,7 @@ def fit(
     return _run(work, folder)
 
 
-def prepare(recipe: Recipe) -> Work:
+def prepare(recipe: Recipe) -> ImageWork:
     """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
     if recipe.ood:
         check_sets(recipe.ood, recipe.data)
@@ -142,7 +180,7 @@ def prepare(recipe: Recipe) -> Work:
             name: split.cached(size, square=True, interpolation=how) for name, split in data.splits.items()
         }
         data = replace(data, **kept)
-    return Work(recipe, data, backbone)
+    return ImageWork(recipe, data, backbone)
 
 
 def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
@@ -161,7 +199,7 @@ def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
 
 def _run(work: Work, folder: RunFolder) -> Result:
     recipe, started = work.recipe, time.perf_counter()
-    if recipe.method == "linear":
+    if recipe.method == "linear" and isinstance(work, ImageWork):
         tuner, chosen = fit_linear(work)
         history: list[dict[str, float]] = []
     else:
@@ -185,16 +223,9 @@ def _run(work: Work, folder: RunFolder) -> Result:
     return Result(folder, metrics)
 
 
-def train(work: Work, folder: RunFolder) -> Classifier:
+def train(work: Work, folder: RunFolder) -> Learner:
     """Train with Lightning, from the folder's checkpoint where there is one, and load the best epoch."""
-    module = Classifier(
-        work.backbone.model,
-        work.recipe,
-        work.train,
-        None if work.data.val is None else work.evaluated(work.data.val),
-        work.data.num_classes,
-        attach=lambda own: make_tuner(work, folder, own.trainer.strategy),
-    )
+    module = work.learner(lambda own: make_tuner(work, folder, own.trainer.strategy))
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="")
     callbacks: list[Any] = [SaveEpochs(folder.checkpoint, folder.history)]
     trainer = build_trainer(work.recipe, folder.path, callbacks=callbacks, logger=logger)
@@ -218,30 +249,20 @@ def _finish(
     """Save the task file, read the test set once, and write what came out; metrics.json last."""
     _save_delta(work, folder, tuner, metrics["validation"])
     metrics["delta_bytes"] = file_size(folder.delta)
-    test = work.data.test
-    if test is not None:
-        loader = image_loader(work.evaluated(test), work.recipe.batch_size, workers=work.recipe.workers)
-        device = pick_device(work.recipe.accelerator)
-        begun = time.perf_counter()
-        found, labels = probabilities(work.backbone.model, loader, device, "test")
-        metrics["test_seconds"] = time.perf_counter() - begun
-        metrics["test"] = report(found, labels, work.data.class_names).to_json()
-        write_predictions(folder.predictions, prediction_rows(test.names, found, work.data.class_names, test.labels))
-    if work.recipe.ood:
-        metrics["ood"] = score_sets(work.recipe, work.backbone, work.data.class_names)
+    metrics |= work.test(folder)
     if history:
         metrics["training_seconds"] = sum(entry["seconds"] for entry in history)
         draw_curves(history, folder.curves)
     flat = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
     flat |= {f"validation_{key}": value for key, value in metrics["validation"].items() if not isinstance(value, dict)}
-    if test is not None:
-        flat |= {f"test_accuracy_{key}": value for key, value in metrics["test"]["accuracy"].items()}
+    intervals = {name: found for name, found in metrics.get("test", {}).items() if isinstance(found, dict)}
+    flat |= {f"test_{name}_{key}": value for name, found in intervals.items() for key, value in found.items()}
     write_text(folder.metrics.with_suffix(".csv"), csv_text([flat]))
     write_json(folder.metrics, metrics)
     return metrics
 
 
 def _save_delta(work: Work, folder: RunFolder, tuner: Any, chosen: dict[str, Any]) -> None:
-    metadata = describe_task(work.recipe, work.backbone, work.data.class_names, validation=chosen)
+    metadata = work.describe(validation=chosen)
     with torch.no_grad():
         tuner.delta(metadata).save(folder.delta)

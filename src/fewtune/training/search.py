@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,14 @@ from fewtune.config import Recipe
 from fewtune.errors import ConfigError
 from fewtune.methods.bias import bias
 from fewtune.methods.full import Full
-from fewtune.training.module import Classifier, NonFiniteLoss
+from fewtune.training.module import Learner, NonFiniteLoss
 from fewtune.training.probabilities import pick_device
-from fewtune.training.selecting import choose, score
+from fewtune.training.selecting import choose
 from fewtune.training.trainer import build_trainer, duration
 from fewtune.tuning import attach
 
 if TYPE_CHECKING:
-    from fewtune.training.protocol import Work
+    from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")
 
@@ -37,7 +37,8 @@ class Found:
 
 
 def search_recipe(work: Work) -> Found:
-    """Try every pair for `search_epochs` epochs; the best by validation accuracy, of equals by the lower loss.
+    """Try every pair for `search_epochs` epochs; the best by validation accuracy (or what else the
+    task measures), of equals by the lower loss.
 
     For gps the importance pass is made once and all selections are taken from its scores. A pair whose loss is not
     finite loses. Raises ConfigError where there is nothing to search, or in a run of several processes.
@@ -53,7 +54,7 @@ def search_recipe(work: Work) -> Found:
     if recipe.method == "gps":
         if recipe.selection is not None:
             raise ConfigError("--search makes selections of its own; leave selection= out")
-        scores = score(recipe, work.backbone, work.data.train, pick_device(recipe.accelerator))
+        scores = work.score(pick_device(recipe.accelerator))
     rows, candidates, started = [], list(_candidates(recipe)), time.perf_counter()
     for number, candidate in enumerate(candidates, 1):
         rows.append({**_searched(candidate), **_try(work, candidate, scores), "epochs": candidate.epochs})
@@ -61,7 +62,8 @@ def search_recipe(work: Work) -> Found:
         if number == 1 and len(candidates) > 1:
             rest = (time.perf_counter() - started) * (len(candidates) - 1)
             log.info("about %s for the rest of the search", duration(rest))
-    best = max(range(len(rows)), key=lambda i: (rows[i]["val_accuracy"], -rows[i]["val_loss"]))
+    measured = f"val_{work.learner_class.measure}"
+    best = max(range(len(rows)), key=lambda i: (rows[i][measured], -rows[i]["val_loss"]))
     log.info("best: %s", _line(rows[best]))
     return Found(recipe.changed(**_searched(candidates[best])), rows)
 
@@ -87,13 +89,11 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _try(work: Work, recipe: Recipe, scores: Any) -> dict[str, float]:
-    """Validation accuracy and loss of one short run from a fresh backbone."""
-    from fewtune.training.protocol import fresh_backbone
-
-    short = replace(work, recipe=recipe, backbone=fresh_backbone(recipe, work.data))
+    """What validation measured, and its loss, of one short run from a fresh backbone."""
+    short = work.renewed(recipe)
     model, head = short.backbone.model, short.backbone.head
 
-    def tuner(_: Classifier) -> Any:
+    def tuner(_: Learner) -> Any:
         match recipe.method:
             case "gps":
                 return attach(model, choose(recipe, scores))
@@ -103,14 +103,15 @@ def _try(work: Work, recipe: Recipe, scores: Any) -> dict[str, float]:
                 return Full(model, head, original=short.fresh_model)
 
     assert work.data.val is not None
-    module = Classifier(model, recipe, short.train, short.evaluated(work.data.val), work.data.num_classes, tuner)
+    module = short.learner(tuner)
+    measured = f"val_{module.measure}"
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, Path(folder), callbacks=[], quiet=True)
         try:
             trainer.fit(module)
         except NonFiniteLoss:
-            return {"val_accuracy": 0.0, "val_loss": float("inf")}
+            return {measured: 0.0, "val_loss": float("inf")}
     if trainer.interrupted:
         raise KeyboardInterrupt
     assert module.best is not None
-    return {"val_accuracy": module.best["accuracy"], "val_loss": module.best["loss"]}
+    return {measured: module.best[module.measure], "val_loss": module.best["loss"]}

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fewtune.config import Recipe
 from fewtune.files import write_bytes
 from fewtune.training.files import csv_text, write_json, write_text
-from fewtune.training.module import Classifier
+from fewtune.training.module import Learner
 
 log = logging.getLogger("fewtune")
 TIMED_STEPS = slice(1, 4)  # the first step warms caches up
@@ -47,7 +47,7 @@ class SaveEpochs(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Runs after the module has added its line to the history."""
-        assert isinstance(module, Classifier)
+        assert isinstance(module, Learner)
         trainer.save_checkpoint(self.checkpoint)
         if trainer.is_global_zero:
             write_text(self.history.with_suffix(".csv"), csv_text(module.history))
@@ -86,11 +86,12 @@ class EpochLines(Callback):
     """One line an epoch where no terminal shows a progress bar."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Accuracy and loss of the epoch; where nothing is kept for validation, the training loss."""
-        if trainer.is_global_zero and isinstance(module, Classifier):
+        """What chooses the epoch, and the loss; where nothing is kept for validation, the training loss."""
+        if trainer.is_global_zero and isinstance(module, Learner):
             last, number = module.history[-1], f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-            if "val_accuracy" in last:
-                log.info("%s: validation accuracy %.4f, loss %.4f", number, last["val_accuracy"], last["val_loss"])
+            name, key = module.measure, f"val_{module.measure}"
+            if key in last:
+                log.info("%s: validation %s %.4f, loss %.4f", number, name, last[key], last["val_loss"])
             else:
                 log.info("%s: training loss %.4f", number, last["train_loss"])
 

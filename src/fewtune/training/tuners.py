@@ -16,11 +16,12 @@ from fewtune.training.folder import RunFolder
 from fewtune.training.loaders import image_loader
 from fewtune.training.probabilities import pick_device
 from fewtune.training.progress import shown
-from fewtune.training.selecting import choose, score
+from fewtune.training.selecting import choose
 from fewtune.tuning import attach
 
 if TYPE_CHECKING:
-    from fewtune.training.protocol import Work
+    from fewtune.training.protocol import ImageWork
+    from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")
 
@@ -52,8 +53,7 @@ def _selection(work: Work, strategy: Any) -> Selection:
     if work.recipe.selection is not None:
         return Selection.load(work.recipe.selection)
     share = {"world": getattr(strategy, "world_size", 1), "rank": strategy.global_rank}
-    scores = score(work.recipe, work.backbone, work.data.train, strategy.root_device, **share)
-    return choose(work.recipe, scores)
+    return choose(work.recipe, work.score(strategy.root_device, **share))
 
 
 def _told(selection: Selection) -> Selection:
@@ -61,7 +61,7 @@ def _told(selection: Selection) -> Selection:
     return selection
 
 
-def fit_linear(work: Work) -> tuple[Any, dict[str, Any]]:
+def fit_linear(work: ImageWork) -> tuple[Any, dict[str, Any]]:
     """Fit the probe, put it into the model's head; the tuner, and how the regularisation was chosen."""
     model, head = work.backbone.model, work.backbone.head
     layer, device = linear_head(model, head), pick_device(work.recipe.accelerator)

@@ -1,0 +1,66 @@
+"""What is done to an image and its mask together (torchvision.transforms.v2 on tv_tensors).
+
+Numbers come from `spec`, anything that has `image_size`, `mean`, `std` and `interpolation`: a `Segmenter`, for one.
+Images are squeezed to a square without cropping, so that a prediction covers the whole image; their shape is not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+Kind = Literal["plain", "flip"]
+JointTransform = Callable[[Image.Image, np.ndarray], tuple[Tensor, Tensor]]
+
+
+class MaskInput(Protocol):
+    """What a segmenter wants to see."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def interpolation(self) -> str: ...
+
+
+class Joint:
+    """(PIL RGB image, bool mask [H, W]) -> (image [3, S, S], normalised; mask [1, S, S] of 0 and 1), both float32."""
+
+    def __init__(self, kind: Kind, spec: MaskInput) -> None:
+        resize = _resize(spec)
+        self.steps = v2.Compose([resize, v2.RandomHorizontalFlip()]) if kind == "flip" else resize
+        self.normalise = _normalise(spec)
+
+    def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[Tensor, Tensor]:
+        pair = self.steps(tv_tensors.Image(v2.functional.pil_to_tensor(image)), tv_tensors.Mask(mask[None]))
+        return self.normalise(pair[0]).as_subclass(torch.Tensor), pair[1].as_subclass(torch.Tensor).float()
+
+
+class Input:
+    """PIL RGB image -> (image [3, S, S], normalised; its own height and width, [2]), for prediction."""
+
+    def __init__(self, spec: MaskInput) -> None:
+        self.resize, self.normalise = _resize(spec), _normalise(spec)
+
+    def __call__(self, image: Image.Image, mask: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        tensor = self.normalise(self.resize(tv_tensors.Image(v2.functional.pil_to_tensor(image))))
+        return tensor.as_subclass(torch.Tensor), torch.tensor([image.height, image.width])
+
+
+def _resize(spec: MaskInput) -> v2.Resize:
+    """Antialiased for images; nearest for masks, as v2 does of itself."""
+    return v2.Resize((spec.image_size, spec.image_size), InterpolationMode(spec.interpolation), antialias=True)
+
+
+def _normalise(spec: MaskInput) -> v2.Compose:
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))])
