@@ -32,8 +32,9 @@ GROUPS = {
 
 def kind(annotation: typing.Any) -> str:
     """A type as a reader of a table wants it."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return " / ".join(map(str, typing.get_args(annotation)))
+    choices = [part for part in (annotation, *typing.get_args(annotation)) if typing.get_origin(part) is typing.Literal]
+    if choices:
+        return " / ".join(map(str, typing.get_args(choices[0])))
     name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
     return name.replace(" | None", "").replace(" | ", " or ")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fewtune.errors import ConfigError
 
@@ -25,8 +25,12 @@ class _Keys(BaseModel):
 class DataKeys(_Keys):
     """What is learnt from, and how its images are presented."""
 
+    task: Literal["classification", "segmentation"] = Field(
+        "classification", description="segmentation: one mask an image; the model is a segmenter, data has masks"
+    )
     data: str = Field(
-        description="a folder of class folders, a CSV file of path,label, a data set's name, or task:KEY?root=FOLDER"
+        description="a folder of class folders, a CSV file of path,label, a data set's name, or task:KEY?root=FOLDER; "
+        "for segmentation a folder of images/ and masks/"
     )
     shots: int | None = Field(None, gt=0, description="training images of each class, for few-shot learning")
     ood: tuple[Literal["imagenet-a", "imagenet-r", "imagenet-c"], ...] = Field(
@@ -39,8 +43,10 @@ class DataKeys(_Keys):
     )
     limit_train: int | None = Field(None, gt=0, description="at most so many images to train and validate on")
     limit_test: int | None = Field(None, gt=0, description="at most so many test images")
-    augment: Literal["none", "plain", "fgvc"] = Field(
-        "plain", description="plain: resize only (VTAB); fgvc: random resized crop and flip; none: as evaluated"
+    augment: Literal["none", "plain", "flip", "fgvc"] = Field(
+        "plain",
+        description="plain: resize only (VTAB); flip: and horizontal flip; fgvc: random resized crop and flip; "
+        "none: as evaluated",
     )
     cache: bool = Field(False, description="decode every image once and keep it in memory (augment=plain)")
     image_size: int | None = Field(None, gt=0, description="pixels; left out, the model's own size")
@@ -63,13 +69,23 @@ class SelectionKeys(_Keys):
     granularity: Literal["neuron", "layer", "network"] = "neuron"
     importance: Literal["gradient", "magnitude", "random", "oracle"] = "gradient"
     oracle: str | None = Field(None, description="for importance=oracle: run folder or task file of a method=full run")
-    objective: Literal["supcon", "cross_entropy"] = "supcon"
+    objective: Literal["supcon", "cross_entropy", "segmentation"] | None = Field(
+        None, description="left out: supcon; of segmentation, always its own loss"
+    )
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
     bias: Literal["all", "none"] = "all"
     scale: Literal["all", "none"] = "all"
     norm: Literal["none", "all"] = "none"
     relative_position: Literal["none", "all"] = "none"
     exclude: tuple[str, ...] = Field((), description="glob patterns of modules that are never selected from")
+
+    @field_validator("objective")
+    @classmethod
+    def _of_the_task(cls, objective: str | None, info: ValidationInfo) -> str:
+        masks = info.data.get("task") == "segmentation"
+        if objective is not None and masks != (objective == "segmentation"):
+            raise ValueError(f"{objective} is no objective of {info.data.get('task')}")
+        return "segmentation" if masks else objective or "supcon"
 
     @field_validator("granularity")
     @classmethod
@@ -175,12 +191,19 @@ class MachineKeys(_Keys):
     num_nodes: int = Field(1, gt=0)
     strategy: str = "auto"
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    checkpoint_activations: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third more time"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
     @field_validator("precision", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) else value
+
+
+CLASSES_ONLY = ("shots", "ood", "cache", "label_smoothing", "mixup", "cutmix", "class_weights", "regularisation")
+"""Settings that mean something for classification alone."""
 
 
 class Recipe(MachineKeys, SearchKeys, OptimiserKeys, SelectionKeys, DataKeys):
@@ -190,6 +213,16 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, SelectionKeys, DataKeys):
     arch: str | None = Field(None, description="architecture of a file: model, such as timm:vit_base_patch16_224")
     pretrained: bool = True
     method: Literal["gps", "full", "linear", "bias"] = "gps"
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Recipe:
+        if self.task == "segmentation":
+            if self.augment not in ("plain", "flip"):
+                raise ValueError(f"augment={self.augment} is not for task=segmentation: take plain or flip")
+            given = [key for key in CLASSES_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
+            if given:
+                raise ValueError(f"task=segmentation has no classes, so it has no {', '.join(given)}")
+        return self
 
     @property
     def per_neuron(self) -> float | None:
@@ -262,6 +295,6 @@ def _mistake(detail: Any) -> str:
         case "missing":
             return f"'{key}' is missing ({Recipe.model_fields[key].description})"
         case "value_error":
-            return f"{key}: {detail['ctx']['error']}"
+            return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
         case _:
             return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fewtune.errors import ConfigError
 
-Kind = Literal["plain", "fgvc", "none"]
+Kind = Literal["plain", "flip", "fgvc", "none"]
 Transform = Callable[[Any], Tensor]
 
 
@@ -40,24 +40,28 @@ def train_transform(kind: Kind, spec: InputSpec) -> Transform:
     """The training transform.
 
     - "plain": resized to a square without cropping, no augmentation (the manner of VTAB-1k);
+    - "flip": the same, and flipped horizontally half of the time;
     - "fgvc": random resized crop and horizontal flip (fine-grained photographs);
     - "none": no augmentation, cropped as in evaluation.
     """
     if kind == "fgvc":
         return v2.Compose([*_random_crop_and_flip(spec), *_normalised(spec)])
+    if kind == "flip":
+        return v2.Compose([v2.RandomHorizontalFlip(), eval_transform("plain", spec)])
     return eval_transform(kind, spec)
 
 
 def eval_transform(kind: Kind, spec: InputSpec) -> Transform:
     """The transform for validation, test and prediction of a model trained with `train_transform(kind, …)`.
 
-    "plain" resizes to a square; the others resize the shorter side to image_size / crop_pct and crop the centre.
+    "plain" and "flip" resize to a square; the others resize the shorter side to image_size / crop_pct and crop the
+    centre.
     """
     size, how = spec.image_size, _interpolation(spec)
-    if kind == "plain":
+    if kind in ("plain", "flip"):
         return v2.Compose([v2.Resize((size, size), interpolation=how), *_normalised(spec)])
     if kind not in ("fgvc", "none"):
-        raise ConfigError(f'no transform is called "{kind}": take "plain", "fgvc" or "none"')
+        raise ConfigError(f'no transform is called "{kind}": take "plain", "flip", "fgvc" or "none"')
     shorter = int(size / spec.crop_pct + 1e-6)  # crop_pct may itself be a quotient: 224 / (224 / 232) is 232
     resize = v2.Resize(shorter, interpolation=how)
     return v2.Compose([resize, v2.CenterCrop(size), *_normalised(spec)])

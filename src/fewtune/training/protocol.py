@@ -32,6 +32,7 @@ from fewtune.training.measure import file_size, peak_memory
 from fewtune.training.module import Learner, NonFiniteLoss
 from fewtune.training.ood import check_sets, score_sets
 from fewtune.training.probabilities import pick_device, prediction_rows, probabilities, write_predictions
+from fewtune.training.recompute import recompute_activations
 from fewtune.training.selecting import oracle_weights, score
 from fewtune.training.task import describe_task
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
@@ -185,7 +186,7 @@ def prepare(recipe: Recipe) -> ImageWork:
 
 def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
     """The recipe's backbone with a new head for the data's classes; the same on every call."""
-    return load_backbone(
+    backbone = load_backbone(
         recipe.model,
         num_classes=data.num_classes,
         image_size=recipe.image_size,
@@ -195,6 +196,9 @@ def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
         seed=recipe.seed,
         progress=log.info,
     )
+    if recipe.checkpoint_activations:
+        recompute_activations(backbone.model, recipe.model)
+    return backbone
 
 
 def _run(work: Work, folder: RunFolder) -> Result:
