@@ -30,8 +30,8 @@ def load_segmenter(
     Args:
         source: Segment Anything: "hf:facebook/sam-vit-base" (any SamModel of the hub, or a local folder), or
             "file:sam_vit_b_01ec64.pth" with architecture "sam:vit-b". The demo ViT-S with its pretrained decoder:
-            "demo:vit-small-saliency". A backbone with a fresh linear decoder: "timm:NAME", "demo:vit-small", or
-            "file:PATH" with architecture "timm:NAME".
+            "demo:vit-small-saliency". A backbone with a fresh linear decoder: "timm:NAME", "demo:vit-small",
+            "hf:NAME" (ViT, DINOv2, Swin, ConvNeXt, …), or "file:PATH" with architecture "timm:NAME".
         image_size: side of the square input in pixels; None means the model's own.
         pretrained: False leaves the weights random (deterministic by `seed`).
         architecture: for "file:" the model whose weights the file holds.

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError
-from fewtune.models import Backbone, load_backbone
+from fewtune.models import load_backbone
 from fewtune.models.backbone import initialise_head, one_line, seeded
 from fewtune.segmentation.models.segmenter import Segmenter
 
+FeatureMap = Callable[[Any, Tensor], Tensor]
+
 
 class LinearSegmenter(nn.Module):
-    """images [batch, 3, H, W] -> a timm backbone's last map [batch, channels, h, w] -> 1 x 1 convolution -> logits.
+    """images [batch, 3, H, W] -> a backbone's last map [batch, channels, h, w] -> 1 x 1 convolution -> logits.
 
     h and w are H and W over the backbone's stride: 14 or 16 for a ViT, 32 for Swin and ConvNeXt.
+
+    Args:
+        backbone: of timm or transformers.
+        feature_map: (backbone, images) -> its last map.
+        channels: of that map.
     """
 
-    def __init__(self, backbone: nn.Module, channels: int) -> None:
+    def __init__(self, backbone: nn.Module, feature_map: FeatureMap, channels: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.feature_map = feature_map
         self.decoder = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(last_map(self.backbone, images))
+        logits: Tensor = self.decoder(self.feature_map(self.backbone, images))
         return logits
 
     def get_classifier(self) -> nn.Module:
@@ -33,27 +43,51 @@ class LinearSegmenter(nn.Module):
         return self.decoder
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+        """Recompute each block's activations in the backward pass instead of keeping them (transformers' models: in
+        training mode only)."""
+        backbone: Any = self.backbone
+        if hasattr(backbone, "set_grad_checkpointing"):
+            backbone.set_grad_checkpointing(enable)
+        elif enable:
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            backbone.gradient_checkpointing_disable()
 
 
-def last_map(backbone: Any, images: Tensor) -> Tensor:
+def timm_map(backbone: Any, images: Tensor) -> Tensor:
     """The last feature map [batch, channels, h, w] of a timm model, after its final normalisation."""
     (features,) = backbone.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
     return features  # type: ignore[no-any-return]
 
 
-def load_linear(source: str, *, seed: int, **options: Any) -> Segmenter:
+def transformers_map(backbone: Any, images: Tensor) -> Tensor:
+    """The last hidden state of a transformers model as a map [batch, channels, h, w]; class and register tokens, which
+    stand before the patches, are left out."""
+    hidden: Tensor = backbone(images).last_hidden_state
+    if hidden.ndim == 4:  # convolutional: a map already
+        return hidden
+    patch = getattr(backbone.config, "patch_size", None)
+    side = images.shape[-1] // patch if isinstance(patch, int) else 0
+    if side == 0 or side * side > hidden.shape[1]:  # merged patches: no token but theirs
+        side = math.isqrt(hidden.shape[1])
+    return hidden[:, hidden.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def load_linear(source: str, *, architecture: str | None, seed: int, **options: Any) -> Segmenter:
     """The backbone `source` of `fewtune.models.load_backbone`, its classifier cut off, with a fresh linear decoder.
 
     Raises:
-        ModelError: the backbone is not known, or is no timm model that gives its feature maps.
+        ModelError: the backbone is not known, or does not give its feature maps.
     """
-    loaded = load_backbone(source, num_classes=0, seed=seed, **options)
-    backbone = without_head(loaded)
-    channels = map_channels(backbone, loaded)
+    of_transformers = "hf:" in (source[:3], (architecture or "")[:3])
+    # transformers has no classifier without classes: its own is loaded and left behind
+    classes = None if of_transformers else 0
+    loaded = load_backbone(source, num_classes=classes, architecture=architecture, seed=seed, **options)
+    backbone = _transformers_body(loaded.model) if of_transformers else _timm_body(loaded.model, loaded.source)
+    feature_map = transformers_map if of_transformers else timm_map
+    channels = _channels(backbone, feature_map, loaded.image_size, loaded.source)
     with seeded(seed):
-        model = LinearSegmenter(backbone, channels)
+        model = LinearSegmenter(backbone, feature_map, channels)
     initialise_head(model, ("decoder",), seed)
     return Segmenter(
         model=model.eval(),
@@ -66,25 +100,30 @@ def load_linear(source: str, *, seed: int, **options: Any) -> Segmenter:
     )
 
 
-def without_head(loaded: Backbone) -> Any:
-    """The backbone without its classifier and pooling, whose weights no mask depends on."""
-    model: Any = loaded.model
+def _timm_body(model: Any, source: str) -> nn.Module:
+    """The model without its classifier and pooling, whose weights no mask depends on."""
     if not hasattr(model, "prune_intermediate_layers") or not hasattr(model, "forward_intermediates"):
         raise ModelError(
-            f"{loaded.source} ({type(model).__name__}) does not give its feature maps; "
+            f"{source} ({type(model).__name__}) does not give its feature maps; "
             "take a timm backbone that has forward_intermediates (ViT, Swin, ConvNeXt, …)"
         )
     model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
-    return model
+    return model  # type: ignore[no-any-return]
 
 
-def map_channels(backbone: nn.Module, loaded: Backbone) -> int:
+def _transformers_body(model: Any) -> nn.Module:
+    """The base model without its pooler."""
+    body = model.base_model
+    if isinstance(getattr(body, "pooler", None), nn.Module):
+        body.pooler = None
+    return body  # type: ignore[no-any-return]
+
+
+def _channels(backbone: nn.Module, feature_map: FeatureMap, image_size: int, source: str) -> int:
     """Channels of the last map, found by running one black image."""
-    image = torch.zeros(1, 3, loaded.image_size, loaded.image_size)
+    image = torch.zeros(1, 3, image_size, image_size)
     try:
         with torch.no_grad():
-            return int(last_map(backbone.eval(), image).shape[1])
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{loaded.source} gives no feature map for images of {loaded.image_size} px: {one_line(error)}"
-        ) from error
+            return int(feature_map(backbone.eval(), image).shape[1])
+    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{source} gives no feature map for images of {image_size} px: {one_line(error)}") from error

@@ -19,7 +19,7 @@ from fewtune.models.checkpoint import fit
 from fewtune.models.demo import DEMOS, Progress, State, cached, converted
 from fewtune.models.onnx_weights import read_onnx
 from fewtune.models.timm_models import create
-from fewtune.segmentation.models.linear import last_map
+from fewtune.segmentation.models.linear import timm_map
 from fewtune.segmentation.models.segmenter import Segmenter
 
 NAME = "vit-small-saliency"
@@ -55,7 +55,7 @@ class SaliencySegmenter(nn.Module):
         self.decoder = SaliencyDecoder()
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(last_map(self.backbone, images))
+        logits: Tensor = self.decoder(timm_map(self.backbone, images))
         return logits
 
     def get_classifier(self) -> nn.Module:
