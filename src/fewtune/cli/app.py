@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewtune.cli import data, delta, demo, evaluate, fit, ood, predict, recipes, select
+from fewtune.cli import bench, data, delta, demo, evaluate, fit, ood, predict, recipes, select
 
 app = typer.Typer(
     name="fewtune",
@@ -38,4 +38,5 @@ app.command("ood")(ood.ood)
 app.add_typer(delta.app, name="delta")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)

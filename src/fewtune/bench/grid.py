@@ -1,0 +1,237 @@
+"""The grid: methods x tasks x seeds x choices in one YAML file, all of it checked before any work.
+
+settings: {model: demo:vit-small, epochs: 5}      # of every run; the keys of `fewtune fit`
+tasks:
+  refuse: {data: photographs/refuse, title: "refuse, 6 kinds"}
+  cifar: {recipe: vtab/cifar, root: data}          # a recipe of the paper's tables, and where its data lies
+methods:
+  full: {method: full, choices: {lr: [1.0e-5, 1.0e-4]}}
+  gps: {method: gps, k: 1, choices: {lr: [1.0e-3, 3.0e-3]}}
+seeds: [0, 1, 2]
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from fewtune.config import Recipe, read_yaml, recipe_from
+from fewtune.errors import ConfigError, FewtuneError
+from fewtune.recipes import read
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Choices = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
+OWN = {"seed", "train_on", "stop_after"}
+"""Settings that the bench decides itself."""
+
+
+class _Part(BaseModel):
+    """What a task or a method says of itself; its other keys are settings of its runs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    title: str | None = Field(None, description="how tables call it; left out, its name")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its runs."""
+        return dict(self.model_extra or {})
+
+
+class Task(_Part):
+    """Labelled images, with the settings that go with them."""
+
+    recipe: str | None = Field(None, description="a recipe by name, such as vtab/cifar; its settings come first")
+    root: str | None = Field(None, description="the folder that holds the recipe's data")
+
+
+class Method(_Part):
+    """A method, with its settings and with what is chosen for it on validation images."""
+
+    choices: Choices | None = Field(None, description="setting -> values to try; left out, the grid's")
+    paper: str | None = Field(None, description="the paper's row beside which it stands; left out, its namesake")
+
+
+class Grid(BaseModel):
+    """The whole grid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    settings: dict[str, Any] = Field({}, description="settings of every run, as of `fewtune fit`")
+    tasks: dict[Name, Task] = Field(min_length=1)
+    methods: dict[Name, Method] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    choices: Choices = Field({}, description="setting -> values to try, for methods that say nothing of their own")
+    choose_seeds: tuple[Seed, ...] = Field((), description="seeds that choose; left out, the first of `seeds`")
+    choose: dict[str, Any] = Field({}, description="settings of the choosing runs alone")
+    choose_epochs: bool = Field(True, description="choose the number of epochs too; else the last is taken")
+    compare: str | None = Field(None, description="what others are compared with; left out, gps or the first")
+    workers: int = Field(1, gt=0, description="runs side by side, each in a process of its own")
+    threads: int = Field(1, gt=0, description="threads of each worker")
+
+    @model_validator(mode="after")
+    def _known_and_told_once(self) -> Grid:
+        if self.compare is not None and self.compare not in self.methods:
+            raise ValueError(f"compare: no method is called '{self.compare}'; there are {', '.join(self.methods)}")
+        for key, seeds in (("seeds", self.seeds), ("choose_seeds", self.choose_seeds)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{key}: every seed may stand there once, got {list(seeds)}")
+        if self.choose_epochs and "epochs" in self.choose:
+            raise ValueError("choose: runs of other epochs do not tell how many to train for; add choose_epochs=false")
+        return self
+
+    @property
+    def baseline(self) -> str:
+        """The method with which the others are compared."""
+        return self.compare or ("gps" if "gps" in self.methods else next(iter(self.methods)))
+
+    @property
+    def choosing_seeds(self) -> tuple[int, ...]:
+        """The seeds with which choices are made."""
+        return self.choose_seeds or self.seeds[:1]
+
+    def choices_of(self, method: str) -> list[dict[str, Any]]:
+        """Every combination of the values that are tried for a method; one empty choice where there is none."""
+        own = self.methods[method].choices
+        given = self.choices if own is None else own
+        return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+
+    def chooses(self, task: str, method: str) -> bool:
+        """Whether there is something to choose on validation images."""
+        recipe = self.recipe(task, method, {}, self.seeds[0])
+        probe = recipe.method == "linear" and recipe.regularisation is None
+        epochs = self.choose_epochs and recipe.method != "linear"
+        return probe or epochs or len(self.choices_of(method)) > 1
+
+    def recipe(self, task: str, method: str, choice: Mapping[str, Any], seed: int, **more: Any) -> Recipe:
+        """The recipe of one run: the task's recipe by name, then `settings`, the task's, the method's, the choice."""
+        return recipe_from({**self._values(task, method), **choice, **more, "seed": seed})
+
+    def _values(self, task: str, method: str) -> dict[str, Any]:
+        where, how = self.tasks[task], self.methods[method]
+        given = {**self.settings, **where.settings, **how.settings}
+        if where.recipe is None:
+            return given
+        named = [f"method={given['method']}"] if "method" in given else []
+        return {**read([where.recipe, *named], data=where.root).model_dump(), **given}
+
+
+def read_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
+    """A grid from a YAML file, then `key=value` overrides such as `workers=2` or `tasks.refuse.data=FOLDER`.
+
+    Raises:
+        ConfigError: names all mistakes at once, and the nearest key to an unknown one.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        _put(values, override)
+    return grid_from(values, str(path))
+
+
+def grid_from(values: Mapping[str, Any], source: str = "the grid") -> Grid:
+    """Check `values` and give the grid; ConfigError names all mistakes at once."""
+    mistakes, grid = [], None
+    try:
+        grid = Grid(**values)
+    except ValidationError as error:
+        mistakes += [_mistake(detail) for detail in error.errors()]
+    mistakes += list(_unknown(values))
+    if grid is not None:
+        mistakes += list(_wrong(grid))
+    if mistakes:
+        told = list(dict.fromkeys(mistakes))
+        count = "1 mistake" if len(told) == 1 else f"{len(told)} mistakes"
+        raise ConfigError(f"{count} in {source}: {'; '.join(told)}")
+    assert grid is not None
+    return grid
+
+
+def write_grid(grid: Grid) -> str:
+    """The grid as YAML text that `read_grid` reads back to an equal grid."""
+    return yaml.safe_dump(grid.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"expected key=value, got '{override}'")
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override}: {parent} holds no keys of its own")
+    values[last] = yaml.safe_load(text)
+
+
+def _settings_of(values: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[str], Iterable[str]]]:
+    """(where, its keys, keys that are known there beside the recipe's) of every part that holds settings."""
+    for where in ("settings", "choices", "choose"):
+        yield where, _keys(values.get(where)), ()
+    for where, kind in (("tasks", Task), ("methods", Method)):
+        parts = values.get(where)
+        for name, part in parts.items() if isinstance(parts, dict) else ():
+            yield f"{where}.{name}", _keys(part), kind.model_fields
+            if isinstance(part, dict):
+                yield f"{where}.{name}.choices", _keys(part.get("choices")), ()
+
+
+def _keys(part: Any) -> list[str]:
+    return [str(key) for key in part] if isinstance(part, dict) else []
+
+
+def _unknown(values: Mapping[str, Any]) -> Iterator[str]:
+    for where, keys, own in _settings_of(values):
+        for key in keys:
+            if key in OWN:
+                yield f"{where}.{key}: the bench sets it itself; leave it out"
+            elif key not in Recipe.model_fields and key not in own:
+                yield f"unknown key '{where}.{key}'" + _nearest(key, [*Recipe.model_fields, *own])
+
+
+def _wrong(grid: Grid) -> Iterator[str]:
+    """What the recipes of the grid's runs say is wrong with their values."""
+    known = grid.model_copy(
+        update={
+            "settings": _only_known(grid.settings),
+            "tasks": {name: _known_part(task) for name, task in grid.tasks.items()},
+            "methods": {name: _known_part(method) for name, method in grid.methods.items()},
+        }
+    )
+    for task, method in itertools.product(grid.tasks, grid.methods):
+        for choice in grid.choices_of(method):
+            for more in ({}, _only_known(grid.choose)):
+                try:
+                    known.recipe(task, method, _only_known(choice), grid.seeds[0], **more)
+                except FewtuneError as error:
+                    yield from str(error).partition(": ")[2].split("; ")
+
+
+def _known_part(part: Any) -> Any:
+    return type(part)(**{**part.model_dump(include=set(type(part).model_fields)), **_only_known(part.settings)})
+
+
+def _only_known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in Recipe.model_fields and key not in OWN}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _mistake(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{key}'" + _nearest(key, Grid.model_fields)
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            return str(detail["ctx"]["error"])
+        case _:
+            return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"

@@ -1,0 +1,89 @@
+"""From a grid to its runs: what each is, where it lies, and what must be finished before it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fewtune.bench.grid import Grid
+from fewtune.config import Recipe
+from fewtune.training.folder import RunFolder
+
+Kind = Literal["choose", "train"]
+
+SCORED_BY = (
+    "model", "arch", "pretrained", "image_size", "data", "shots", "val_fraction", "test_fraction", "train_on",
+    "limit_train", "seed", "importance", "objective", "temperature", "batch_size",
+)  # fmt: skip
+"""The settings on which the scores of a gradient importance depend (dropout is off while they are taken)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the grid: a choice tried on validation images, or the training with what was chosen."""
+
+    kind: Kind
+    task: str
+    method: str
+    seed: int
+    choice: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    """Names of the runs that must be finished before."""
+
+    @property
+    def name(self) -> str:
+        """Its folder below the grid's: TASK/METHOD/seed-0, or TASK/METHOD/choose/lr=0.001/seed-0."""
+        tried = f"choose/{_choice_name(self.choice)}/" if self.kind == "choose" else ""
+        return f"{self.task}/{self.method}/{tried}seed-{self.seed}"
+
+    def recipe(self, grid: Grid, chosen: dict[str, Any]) -> Recipe:
+        """Its resolved recipe; `chosen` is what was chosen on validation images (for kind "train")."""
+        if self.kind == "choose":
+            return grid.recipe(self.task, self.method, self.choice, self.seed, **grid.choose)
+        return grid.recipe(self.task, self.method, {}, self.seed, **chosen, train_on="train+val")
+
+    def result(self, out: Path) -> Path:
+        """The file that stands in its folder when it is finished, and only then."""
+        folder = out / self.name
+        return folder / "validation.json" if self.kind == "choose" else RunFolder(folder).metrics
+
+
+def plan(grid: Grid) -> dict[str, Run]:
+    """All runs by name, tasks and methods in the grid's order, choosing runs before what they are needed for."""
+    return {run.name: run for run in _runs(grid)}
+
+
+def _runs(grid: Grid) -> Iterator[Run]:
+    for task in grid.tasks:
+        choosing: dict[str, list[Run]] = {method: [] for method in grid.methods}
+        for method in grid.methods:
+            if grid.chooses(task, method):
+                for choice in grid.choices_of(method):
+                    choosing[method] += [Run("choose", task, method, seed, choice) for seed in grid.choosing_seeds]
+        for method in grid.methods:
+            yield from choosing[method]
+        for seed in grid.seeds:
+            for method in grid.methods:
+                yield Run("train", task, method, seed, needs=tuple(run.name for run in choosing[method]))
+
+
+def _choice_name(choice: dict[str, Any]) -> str:
+    text = ",".join(f"{key}={value}" for key, value in choice.items()) or "only"
+    if len(text) <= 80 and not set(text) & set('/\\:*?"<>| '):
+        return text
+    return hashlib.sha256(json.dumps(choice, default=str).encode()).hexdigest()[:16]
+
+
+def scores_file(recipe: Recipe, task: Path) -> Path | None:
+    """Where the scores of a recipe lie, shared by all runs of a task that need the same; None where none are kept.
+
+    Only the pass over the training images is worth keeping: magnitudes and random scores cost nothing.
+    """
+    if recipe.method != "gps" or recipe.importance != "gradient" or recipe.selection is not None:
+        return None
+    said = json.dumps([getattr(recipe, key) for key in SCORED_BY], default=str)
+    return task / "scores" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"

@@ -1,0 +1,161 @@
+"""Run a grid: what is done is skipped, what was killed goes on, what fails is told and the rest goes on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fewtune.bench.choosing import chosen
+from fewtune.bench.grid import Grid, write_grid
+from fewtune.bench.plan import Run, plan
+from fewtune.bench.runs import Job, read_json
+from fewtune.bench.workers import Workers
+from fewtune.config import Recipe
+from fewtune.errors import ConfigError, FewtuneError
+from fewtune.training.files import write_json, write_text
+from fewtune.training.folder import RunFolder
+
+log = logging.getLogger("fewtune")
+
+
+@dataclass
+class Progress:
+    """Where a grid stands: names of runs, and of those that failed why."""
+
+    runs: dict[str, Run]
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Runs that are neither done nor failed."""
+        return [name for name in self.runs if name not in self.failed and name not in set(self.done)]
+
+
+def run_grid(grid: Grid, out: Path) -> Progress:
+    """Do every run of the grid that is not done yet, in `grid.workers` processes; failed ones are tried again.
+
+    A run goes on after its last finished epoch where it was killed; on a CPU the numbers are those of an uninterrupted
+    grid. The runs' folders, what was chosen (TASK/METHOD/chosen.json) and the grid lie below `out`.
+
+    Raises:
+        ConfigError: another grid is at work in `out`, or a folder of other things.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "grid.yaml").exists())):
+        raise ConfigError(f"{out} is not the folder of a grid; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        write_text(out / "grid.yaml", write_grid(grid))
+        foreman = _Foreman(grid, out)
+        with Workers(grid.workers, grid.threads) as workers:
+            workers.work_off(foreman.offer, foreman.finish)
+        return foreman.progress
+
+
+def status(grid: Grid, out: Path) -> Progress:
+    """What is done and what has failed, without doing anything."""
+    return _Foreman(grid, out, quiet=True).progress
+
+
+class _Foreman:
+    """Hands out jobs and notes what became of them."""
+
+    def __init__(self, grid: Grid, out: Path, quiet: bool = False) -> None:
+        self.grid, self.out, self.quiet = grid, out, quiet
+        self.progress = Progress(plan(grid))
+        self.started, self.finished_here = time.monotonic(), 0
+        for name, run in self.progress.runs.items():
+            failure = out / name / "failed.txt"
+            if run.result(out).exists() and set(run.needs) <= set(self.progress.done):
+                self._check(run)
+            elif quiet and failure.exists():
+                self.progress.failed[name] = failure.read_text(encoding="utf-8").partition("\n")[0]
+
+    def _check(self, run: Run) -> None:
+        """A run that lies there counts as done where it was made with the same settings."""
+        try:
+            RunFolder(self.out / run.name).resumed(self._recipe_of(run))
+            self.progress.done.append(run.name)
+        except FewtuneError as error:
+            self.progress.failed[run.name] = f"{error}; delete the folder to make it anew"
+
+    def _recipe_of(self, run: Run) -> Recipe:
+        """Its recipe, with what was chosen on validation images once that is finished."""
+        best = {}
+        if run.needs:
+            best, rows = chosen([self.progress.runs[name] for name in run.needs], self.out)
+            if not self.quiet:
+                write_json(self.out / run.task / run.method / "chosen.json", {"chosen": best, "tried": rows})
+        return run.recipe(self.grid, best)
+
+    def offer(self, running: list[Job]) -> Job | None:
+        """A run that can be done now; one that needs scores which another is just taking must wait for them."""
+        busy = {job.name for job in running}
+        taking = {job.scores for job in running if job.scores is not None and not job.scores.exists()}
+        for name in self.progress.waiting:
+            run = self.progress.runs[name]
+            if name in busy or not set(run.needs) <= set(self.progress.done) | set(self.progress.failed):
+                continue
+            lost = [need for need in run.needs if need in self.progress.failed]
+            if lost:
+                self._fail(name, f"nothing could be chosen for it, since {lost[0]} failed")
+                continue
+            job = Job(run.kind, name, self._recipe_of(run), self.out, self.grid.choose_epochs)
+            if job.scores not in taking:
+                return job
+        return None
+
+    def finish(self, job: Job, reason: str | None) -> None:
+        """Note how a job ended, and say it in one line."""
+        self.finished_here += 1
+        if reason is not None:
+            self._fail(job.name, reason)
+        else:
+            self.progress.done.append(job.name)
+            log.info("%s %s: %s%s", self._count(), job.name, self._told(job), self._left())
+        self._forget_scores(job.name.partition("/")[0])
+
+    def _fail(self, name: str, reason: str) -> None:
+        self.progress.failed[name] = reason
+        log.error("%s %s failed: %s", self._count(), name, reason)
+
+    def _count(self) -> str:
+        ended = len(self.progress.done) + len(self.progress.failed)
+        return f"[{ended} of {len(self.progress.runs)}]"
+
+    def _told(self, job: Job) -> str:
+        if job.kind == "train":
+            metrics = read_json(RunFolder(job.folder).metrics)
+            test = metrics.get("test")
+            return "trained" if test is None else f"test accuracy {100 * test['accuracy']['value']:.1f} %"
+        judged = read_json(job.folder / "validation.json")["candidates"]
+        best = max((candidate["accuracy"] for candidate in judged), default=None)
+        return "its loss became infinite" if best is None else f"best validation accuracy {100 * best:.1f} %"
+
+    def _left(self) -> str:
+        rest = len(self.progress.waiting)
+        minutes = (time.monotonic() - self.started) / self.finished_here * rest / 60
+        return f"; about {minutes:.0f} minutes for the other {rest}" if rest else ""
+
+    def _forget_scores(self, task: str) -> None:
+        """Scores are as large as the model: they go as soon as no run of their task is left."""
+        if not any(self.progress.runs[name].task == task for name in self.progress.waiting):
+            shutil.rmtree(self.out / task / "scores", ignore_errors=True)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """ConfigError where another process runs a grid in this folder; the lock is gone when its holder is."""
+    import fcntl
+
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is running a grid in {out}; wait for it or stop it") from None
+        yield

@@ -1,0 +1,153 @@
+"""What one run of the grid does, in a worker's process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewtune.bench.plan import Kind, scores_file
+from fewtune.config import Recipe
+from fewtune.errors import FewtuneError, ImportanceError
+from fewtune.files import read_tensors, write_tensors
+from fewtune.importance import Scores
+from fewtune.neurons import describe
+from fewtune.training.files import write_json, write_text
+from fewtune.training.folder import RunFolder
+from fewtune.training.loaders import seed_all
+from fewtune.training.measure import reset_peak_memory
+from fewtune.training.module import NonFiniteLoss
+from fewtune.training.probabilities import pick_device
+from fewtune.training.protocol import Work, fit, prepare, train
+from fewtune.training.selecting import choose, score
+from fewtune.training.tuners import fit_linear
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, resolved: all that a worker's process needs."""
+
+    kind: Kind
+    name: str
+    recipe: Recipe
+    out: Path
+    choose_epochs: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.out / self.name
+
+    @property
+    def scores(self) -> Path | None:
+        """Where its scores are kept for other runs."""
+        return scores_file(self.recipe, self.out / self.name.partition("/")[0])
+
+    @property
+    def failure(self) -> Path:
+        """The file that says why it failed."""
+        return self.folder / "failed.txt"
+
+
+def do(job: Job) -> str | None:
+    """Do a run; None when it is finished, else one line with the reason, which is kept in its folder too."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.failure.unlink(missing_ok=True)
+    log = logging.FileHandler(job.folder / "log.txt")
+    log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger("fewtune").addHandler(log)
+    try:
+        reset_peak_memory()
+        seed_all(job.recipe.seed)
+        if job.kind == "choose":
+            _try_choice(job)
+        else:
+            _train(job)
+        RunFolder(job.folder).checkpoint.unlink(missing_ok=True)  # it holds several copies of all that is trained
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, FewtuneError | OSError):
+            reason = f"{type(error).__name__}: {reason}"
+        write_text(job.failure, f"{reason}\n\n{traceback.format_exc()}")
+        return reason
+    finally:
+        logging.getLogger("fewtune").removeHandler(log)
+        log.close()
+    return None
+
+
+def _begin(job: Job) -> RunFolder:
+    """Write what is known before any work, or check that the run which lies there is this one."""
+    folder = RunFolder(job.folder)
+    if folder.config.exists():
+        folder.resumed(job.recipe)
+    else:
+        folder.begin(job.recipe)
+    return folder
+
+
+def _train(job: Job) -> None:
+    """Train on training and validation images, take the last epoch, read the test set once."""
+    folder = _begin(job)
+    if job.scores is not None and not folder.selection.exists():
+        _select(job, prepare(job.recipe), folder)
+        reset_peak_memory()
+    fit(job.recipe, folder.path, resume=True)
+
+
+def _try_choice(job: Job) -> None:
+    """Train on the training images and judge every epoch on the validation images; no test image is read."""
+    folder, started = _begin(job), time.perf_counter()
+    work = prepare(job.recipe)
+    work = replace(work, data=replace(work.data, test=None))
+    if job.scores is not None and not folder.selection.exists():
+        _select(job, work, folder)
+    found: dict[str, Any] = {}
+    try:
+        found["candidates"] = _candidates(work, folder, job.choose_epochs)
+    except NonFiniteLoss as error:
+        found = {"candidates": [], "diverged": str(error)}
+    write_json(folder.path / "validation.json", {**found, "seconds": time.perf_counter() - started})
+
+
+def _candidates(work: Work, folder: RunFolder, choose_epochs: bool) -> list[dict[str, Any]]:
+    """What this run gives to choose from: {"setting": …, "accuracy": …, "loss": …} of the validation images."""
+    if work.recipe.method == "linear":
+        _, fitted = fit_linear(work)
+        return [
+            {"setting": {"regularisation": float(c)}, "accuracy": accuracy, "loss": fitted["losses"][c]}
+            for c, accuracy in fitted["tried"].items()
+        ]
+    history = train(work, folder).history
+    return [
+        {
+            "setting": {"stop_after": int(entry["epoch"]) + 1} if choose_epochs else {},
+            "accuracy": entry["val_accuracy"],
+            "loss": entry["val_loss"],
+        }
+        for entry in (history if choose_epochs else history[-1:])
+    ]
+
+
+def _select(job: Job, work: Work, folder: RunFolder) -> None:
+    """Choose the connections from scores that are taken once and kept for all runs that need the same."""
+    path = job.scores
+    assert path is not None
+    if not path.exists():
+        started = time.perf_counter()
+        scores = score(job.recipe, work.backbone, work.data.train, pick_device(job.recipe.accelerator))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, scores, {"seconds": str(time.perf_counter() - started)})
+    tensors, header = read_tensors(path, ImportanceError)
+    scores = Scores(tensors, describe(work.backbone.model, work.backbone.head))
+    choose(job.recipe, scores).save(folder.selection)
+    write_json(folder.path / "importance.json", {"seconds": float(header["seconds"])})
+
+
+def read_json(path: Path) -> Any:
+    """What stands in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,89 @@
+"""`fewtune bench run | status | table | cost`: many methods under one protocol, and tables beside the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="A grid of methods, tasks and seeds under one protocol, and tables of what came out.")
+
+GridFile = Annotated[Path, typer.Argument(help="The grid, a YAML file.")]
+Settings = Annotated[list[str] | None, typer.Argument(help="key=value, such as workers=2 or tasks.NAME.data=FOLDER")]
+Out = Annotated[Path | None, typer.Option(help="The grid's folder; left out, runs/ and the name of the file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command("run")
+def run(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Do all runs of a grid that are not done; ends with status 1 where some failed."""
+    from fewtune.bench.grid import read_grid
+    from fewtune.bench.run import run_grid
+
+    folder = out or Path("runs") / grid.stem
+    progress = run_grid(read_grid(grid, settings or []), folder)
+    _show(progress, folder, as_json)
+    if progress.failed:
+        raise typer.Exit(1)
+
+
+@app.command("status")
+def status(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Say what is done, what failed and what is left, without doing anything."""
+    from fewtune.bench.grid import read_grid
+    from fewtune.bench.run import status as look
+
+    folder = out or Path("runs") / grid.stem
+    _show(look(read_grid(grid, settings or []), folder), folder, as_json)
+
+
+@app.command("table")
+def table(
+    grid: Annotated[Path | None, typer.Argument(help="The grid; left out, the paper's tables alone.")] = None,
+    settings: Settings = None,
+    out: Out = None,
+    paper: Annotated[list[int] | None, typer.Option(help="Number of one of the paper's tables, as printed.")] = None,
+    form: Annotated[str, typer.Option("--format", help="md, csv or html")] = "md",
+    to: Annotated[Path | None, typer.Option(help="A file to write instead: .md, .csv or .html")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tables of what a grid measured, and the paper's tables with ours beside the printed values."""
+    from fewtune.bench.grid import read_grid
+    from fewtune.bench.printed import numbers
+    from fewtune.bench.report import grid_tables, paper_tables, printed
+    from fewtune.bench.results import to_json
+    from fewtune.bench.tables import csv_text, html_page, markdown
+    from fewtune.cli.output import print_json
+
+    writers = {"md": markdown, "csv": csv_text, "html": html_page}
+    kind = form if to is None else to.suffix.removeprefix(".")
+    if kind not in writers:
+        raise typer.BadParameter(f"a table is written as md, csv or html, got '{kind}'")
+    if grid is None:
+        tables = [printed(number) for number in (paper or numbers())]
+    else:
+        read, folder = read_grid(grid, settings or []), out or Path("runs") / grid.stem
+        if as_json:
+            print_json(to_json(read, folder))
+            return
+        tables = [*grid_tables(read, folder), *paper_tables(read, folder), *(printed(n) for n in paper or [])]
+    text = writers[kind](tables)
+    if to is None:
+        print(text, end="")
+    else:
+        to.write_text(text, encoding="utf-8")
+
+
+def _show(progress: Any, folder: Path, as_json: bool) -> None:
+    from fewtune.cli.output import print_json
+
+    if as_json:
+        print_json(
+            {"folder": str(folder), "done": progress.done, "waiting": progress.waiting, "failed": progress.failed}
+        )
+        return
+    counts = f"{len(progress.done)} done, {len(progress.failed)} failed, {len(progress.waiting)} left"
+    print(f"{folder}: {len(progress.runs)} runs, {counts}")
+    for name, reason in progress.failed.items():
+        print(f"failed: {name}: {reason}")
