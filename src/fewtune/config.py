@@ -160,6 +160,18 @@ class OptimiserKeys(_Keys):
         return min(10, self.epochs // 10) if self.warmup_epochs is None else self.warmup_epochs
 
 
+class MethodKeys(_Keys):
+    """Settings of the methods beside gps; each left out is the method's published one (`docs/methods.md`)."""
+
+    rank: int | None = Field(None, gt=0, description="lora: r, 16; spt-adapter, spt-lora: inner width, 8")
+    alpha: float | None = Field(None, gt=0, description="lora: the scale is alpha / rank; left out, 1")
+    bottleneck: int | None = Field(None, gt=0, description="adapter: inner width; left out, a 64th of the block's")
+    adapter_after: Literal["mlp", "both"] = Field("mlp", description="both: behind attention and feed-forward (Houlsby)")
+    prompts: int | None = Field(None, gt=0, description="vpt-shallow: 200 where left out; vpt-deep: 50 a block")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="vpt-shallow, vpt-deep")
+    spt_budget: int = Field(400_000, gt=0, description="spt-adapter, spt-lora: trained parameters, head aside")
+
+
 class SearchKeys(_Keys):
     """What `--search` tries; every pair is one short run judged on validation images."""
 
@@ -206,13 +218,15 @@ CLASSES_ONLY = ("shots", "ood", "cache", "label_smoothing", "mixup", "cutmix", "
 """Settings that mean something for classification alone."""
 
 
-class Recipe(MachineKeys, SearchKeys, OptimiserKeys, SelectionKeys, DataKeys):
+class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, SelectionKeys, DataKeys):
     """Every setting of one run."""
 
     model: str = Field(description="timm:NAME, hf:ID, torchvision:NAME, file:PATH or demo:NAME")
     arch: str | None = Field(None, description="architecture of a file: model, such as timm:vit_base_patch16_224")
     pretrained: bool = True
-    method: Literal["gps", "full", "linear", "bias"] = "gps"
+    method: Literal[
+        "gps", "full", "linear", "bias", "adapter", "lora", "vpt-shallow", "vpt-deep", "ssf", "spt-adapter", "spt-lora"
+    ] = "gps"
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
