@@ -20,7 +20,9 @@ def scene(number: int, width: int = 40, height: int = 30) -> tuple[Image.Image, 
     return Image.fromarray(pixels.astype(np.uint8)), mask
 
 
-def write_scene(folder: Path, stem: str, number: int, suffixes: tuple[str, str] = (".png", ".png"), **size: int) -> None:
+def write_scene(
+    folder: Path, stem: str, number: int, suffixes: tuple[str, str] = (".png", ".png"), **size: int
+) -> None:
     """folder/images/STEM and folder/masks/STEM."""
     image, mask = scene(number, **size)
     for part, picture, suffix in (("images", image, suffixes[0]), ("masks", Image.fromarray(mask), suffixes[1])):

@@ -146,7 +146,7 @@ def test_means_are_over_images_and_not_over_pixels() -> None:
     ],
 )
 def test_what_is_no_map_is_refused(p: np.ndarray, truth: np.ndarray) -> None:
-    with pytest.raises(DataError, match="expected|must lie"):
+    with pytest.raises(DataError, match=r"expected|must lie"):
         measure(p, truth)
     with pytest.raises(DataError):
         mask_report([])

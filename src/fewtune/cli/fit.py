@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+CHOOSERS = ("accuracy", "dice")
+"""What of the validation images chose the epoch."""
+
 
 def fit(
     settings: Annotated[
@@ -25,7 +28,6 @@ def fit(
 ) -> None:
     """Select, train, test once, and write a run folder with the task file."""
     from fewtune.recipes import read, run_name
-    from fewtune.training import fit as run
     from fewtune.training.trainer import is_main
 
     given = settings or []
@@ -36,27 +38,52 @@ def fit(
         if recipe is None:
             raise typer.BadParameter("--resume needs --out, the folder of the run")
         out = Path("runs") / run_name(given, recipe)
-    result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
+    result = _fit_of(recipe, out)(recipe, out, resume=resume, overwrite=overwrite, search=search)
     if is_main():
         show(result.metrics, result.folder.path, as_json)
 
 
+def _fit_of(recipe: Any, out: Path) -> Any:
+    """The fit of a recipe's task; of a run that is resumed without one, of the recipe in its folder."""
+    from fewtune.config import read_recipe
+    from fewtune.training.folder import RunFolder
+
+    if recipe is None and RunFolder(out).config.exists():
+        recipe = read_recipe([RunFolder(out).config])
+    if recipe is not None and recipe.task == "segmentation":
+        from fewtune.segmentation import fit
+    else:
+        from fewtune.training import fit
+    return fit
+
+
 def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     """A run's result on stdout."""
-    from fewtune.cli.output import percent, print_json, print_table, size
+    from fewtune.cli.output import print_json, print_table, size
 
     if as_json:
         print_json({"folder": str(folder), **metrics})
         return
-    validation = metrics["validation"].get("accuracy")
+    chooser = next((key for key in CHOOSERS if key in metrics["validation"]), CHOOSERS[0])
+    validation = metrics["validation"].get(chooser)
     values = {
         "method": metrics["method"],
         "trained parameters": f"{metrics['trained']:,}",
         "% of the backbone": f"{metrics['percent_of_backbone']:.3f}",
-        "validation accuracy": f"{100 * validation:.1f} %" if validation is not None else "no validation images",
-        "test accuracy, 95 % interval": percent(metrics["test"]["accuracy"]) if "test" in metrics else "no test images",
+        f"validation {chooser}": f"{100 * validation:.1f} %" if validation is not None else "no validation images",
+        **_tested(metrics),
         "seconds": f"{metrics['seconds']:.0f}",
         "peak memory": size(metrics["peak_memory_bytes"]),
         "task file": f"{folder / 'delta.safetensors'} ({size(metrics['delta_bytes'])})",
     }
     print_table([{"result": key, "": value} for key, value in values.items()])
+
+
+def _tested(metrics: dict[str, Any]) -> dict[str, str]:
+    """The test's measures that have an interval, in percent."""
+    from fewtune.cli.output import percent
+
+    found = {key: value for key, value in metrics.get("test", {}).items() if isinstance(value, dict)}
+    if not found:
+        return {"test": "no test images"}
+    return {f"test {key.replace('_', ' ')}, 95 % interval": percent(value) for key, value in found.items()}

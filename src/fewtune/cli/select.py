@@ -22,13 +22,14 @@ def select(
     from fewtune.cli.output import print_json
     from fewtune.recipes import read
     from fewtune.training.probabilities import pick_device
-    from fewtune.training.protocol import prepare
-    from fewtune.training.selecting import choose, score
+    from fewtune.training.selecting import choose
 
     recipe = read(settings or [], model=model, data=data)
-    work = prepare(recipe)
-    scores = score(recipe, work.backbone, work.data.train, pick_device(recipe.accelerator))
-    selection = choose(recipe, scores)
+    if recipe.task == "segmentation":
+        from fewtune.segmentation.protocol import prepare
+    else:
+        from fewtune.training.protocol import prepare  # type: ignore[assignment]
+    selection = choose(recipe, prepare(recipe).score(pick_device(recipe.accelerator)))
     out.parent.mkdir(parents=True, exist_ok=True)
     selection.save(out)
     if as_json:

@@ -76,9 +76,13 @@ def _is_task(data: object) -> bool:
 def _with_peer(files: list[Path], settings: list[str]) -> list[Path]:
     """After a recipe by name, the file of the peer that takes the place of its method."""
     method = next((item.partition("=")[2] for item in reversed(settings) if item.startswith("method=")), "gps")
-    path = PEERS / f"{method}.yaml"
     named = [number for number, file in enumerate(files, 1) if FOLDER in file.parents]
-    if not named or not path.is_file():
+    if not named:
         return files
-    log.info("method=%s: its paper's settings, recipes/peers/%s.yaml, replace the recipe's", method, method)
+    masks = read_yaml(files[named[-1] - 1]).get("task") == "segmentation"
+    path = (PEERS / "segmentation" if masks else PEERS) / f"{method}.yaml"
+    if not path.is_file():
+        return files
+    name = path.relative_to(FOLDER)
+    log.info("method=%s: the settings of recipes/%s replace the recipe's", method, name.as_posix())
     return [*files[: named[-1]], path, *files[named[-1] :]]

@@ -15,11 +15,11 @@ WIDTH = 110
 def render(row: Row) -> str:
     """The text of a recipe's file: what a user should know, then the settings."""
     figure = f"{row.paper} % ({row.table})" if row.paper else f"({row.table})"
-    if row.name.startswith("ood/"):
+    if row.name.startswith(("ood/", "kvasir-seg/")):
         figure = f"{row.paper} ({row.table})"
     known = {
         "command": f"fewtune fit {row.name} --data ROOT",
-        "checkpoint": f"{row.checkpoint.model.removeprefix('timm:')} of timm: {row.checkpoint.about}",
+        "checkpoint": f"{row.checkpoint.model.partition(':')[2]} of {_library(row)}: {row.checkpoint.about}",
         "paper": figure + (f"; trained parameters {row.trained}" if row.trained else ""),
         "ours": "not yet measured",
     }
@@ -37,6 +37,10 @@ def render(row: Row) -> str:
         **row.checkpoint.settings,
     }
     return "\n".join(lines) + "\n" + yaml.safe_dump(settings, sort_keys=False)
+
+
+def _library(row: Row) -> str:
+    return {"timm": "timm", "hf": "transformers"}[row.checkpoint.model.partition(":")[0]]
 
 
 def main(folder: Path = Path(__file__).parent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,13 +37,9 @@ def score(
     Of several processes each takes its share of the images (`world`, `rank`) and the gradients are summed, so that
     all get the same scores; each contrasts within its own batches.
     """
-    match recipe.importance:
-        case "magnitude":
-            return magnitude_importance(backbone.model, head=backbone.head)
-        case "random":
-            return random_importance(backbone.model, recipe.seed, head=backbone.head)
-        case "oracle":
-            return difference_importance(backbone.model, oracle_weights(recipe, backbone), head=backbone.head)
+    without = score_without_images(recipe, backbone)
+    if without is not None:
+        return without
     views = train.with_transform(two_views(backbone))
     loader = image_loader(
         views, recipe.batch_size, seed=recipe.seed, shuffle=True, workers=recipe.workers, world=world, rank=rank
@@ -52,7 +49,23 @@ def score(
     return gradient_importance(backbone.model.to(device), batches, objective, backbone.head)
 
 
-def oracle_weights(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:
+def score_without_images(recipe: Recipe, backbone: Any) -> Scores | None:
+    """Scores by an importance that looks at no image of the task; None where the recipe's does.
+
+    `backbone` is anything with `model` and `head`.
+    """
+    match recipe.importance:
+        case "magnitude":
+            return magnitude_importance(backbone.model, head=backbone.head)
+        case "random":
+            return random_importance(backbone.model, recipe.seed, head=backbone.head)
+        case "oracle":
+            return difference_importance(backbone.model, oracle_weights(recipe, backbone), head=backbone.head)
+        case "gradient":
+            return None
+
+
+def oracle_weights(recipe: Recipe, backbone: Any) -> dict[str, Tensor]:
     """All parameters, by name, as the recipe's `oracle`, a full fine-tuning of this backbone, left them.
 
     Raises:

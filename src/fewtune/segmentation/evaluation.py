@@ -1,0 +1,150 @@
+"""Score masks at the images' own sizes: of a task file, or of a pretrained segmenter as it is (zero-shot)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fewtune.errors import ConfigError, DataError
+from fewtune.metrics import Interval, paired_bootstrap
+from fewtune.segmentation.data import MaskData, MaskSplit, load_masks
+from fewtune.segmentation.metrics import NAMES, THRESHOLD, MaskReport, mask_report, measure
+from fewtune.segmentation.models import Segmenter, load_segmenter
+from fewtune.segmentation.prediction import probability_maps
+from fewtune.segmentation.sheet import Sample, draw_sheet
+from fewtune.segmentation.task import load_mask_task
+from fewtune.training.probabilities import pick_device
+
+ROUNDED = 8
+"""Digits of the measures of an image in a file."""
+
+
+@dataclass(frozen=True)
+class MaskEvaluation:
+    """The mean measures, one row of measures for every image, and what scored them."""
+
+    report: MaskReport
+    rows: list[dict[str, Any]]
+    segmenter: Segmenter
+    split: MaskSplit
+
+
+def evaluate(
+    data: str,
+    *,
+    delta: str | Path | None = None,
+    model: str | None = None,
+    split: Literal["test", "val", "train", "all"] = "test",
+    batch_size: int = 1,
+    workers: int = 0,
+    accelerator: str = "auto",
+    progress: Callable[[str], None] | None = None,
+    image_size: int | None = None,
+    architecture: str | None = None,
+    **data_options: Any,
+) -> MaskEvaluation:
+    """The six measures of `fewtune.segmentation.metrics`, per image, then their means with bootstrap intervals.
+
+    Args:
+        data: as in `load_masks`, with its options in `data_options`.
+        delta: the task file; or
+        model: an untouched pretrained segmenter, as in `load_segmenter`, at `image_size`.
+        split: which images. A data set without a test and a validation split counts as "test" whole.
+
+    Raises:
+        ConfigError: neither or both of delta and model.
+        DataError: the data has no such split, or an image or mask is not good.
+    """
+    if (delta is None) == (model is None):
+        raise ConfigError("give a task file (--delta), or a pretrained segmenter (--model) to score as it is")
+    chosen = _chosen(load_masks(data, **{"val_fraction": 0.0, **data_options}), split)
+    if delta is not None:
+        segmenter = load_mask_task(delta, progress).segmenter
+    else:
+        segmenter = load_segmenter(model or "", image_size=image_size, architecture=architecture, progress=progress)
+    device = pick_device(accelerator)
+    report, rows = score_masks(segmenter, chosen, device, batch_size=batch_size, workers=workers)
+    return MaskEvaluation(report, rows, segmenter, chosen)
+
+
+def score_masks(
+    segmenter: Segmenter, split: MaskSplit, device: torch.device, *, batch_size: int = 1, workers: int = 0
+) -> tuple[MaskReport, list[dict[str, Any]]]:
+    """The report, and one row an image: file and its measures."""
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "text": "score"}
+    maps = probability_maps(segmenter, split.images, device, **options)
+    measures = [measure(found, split.mask(index)) for index, found in enumerate(maps)]
+    rows = [
+        {"file": name, **{key: round(value, ROUNDED) for key, value in asdict(one).items()}}
+        for name, one in zip(split.names, measures, strict=True)
+    ]
+    return mask_report(measures), rows
+
+
+def worst_first(found: MaskEvaluation, count: int, path: Path, accelerator: str = "auto") -> None:
+    """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
+    from fewtune.segmentation.data.masks import save_png
+
+    order = sorted(range(len(found.rows)), key=lambda i: found.rows[i]["dice"])[:count]
+    maps = probability_maps(found.segmenter, [found.split.images[i] for i in order], pick_device(accelerator))
+    samples = []
+    for index, probabilities in zip(order, maps, strict=True):
+        row = found.rows[index]
+        words = f"Dice {row['dice']:.3f}   IoU {row['iou']:.3f}"
+        truth, painted = found.split.mask(index), probabilities >= THRESHOLD
+        samples.append(Sample(row["file"], found.split.image(index), truth, painted, words))
+    mean = found.report.dice.value
+    save_png(draw_sheet(samples, f"the worst {len(order)} of {len(found.rows)} images; mean Dice {mean:.3f}"), path)
+
+
+def compare(first: str | Path, second: str | Path) -> dict[str, Interval]:
+    """Mean of the second file's measures minus the first's, on the same images, with paired bootstrap intervals.
+
+    Both are CSV files as `evaluate` and a run write them. DataError where the images differ or a column is missing.
+    """
+    a, b = read_measures(first), read_measures(second)
+    if set(a) != set(b):
+        only = sorted(set(a) ^ set(b))
+        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
+    return paired_differences([a[name] for name in sorted(a)], [b[name] for name in sorted(a)])
+
+
+def paired_differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Interval]:
+    """Mean of second minus first of every measure; rows of the same images in the same order."""
+    columns = {name: [np.array([float(row[name]) for row in rows]) for rows in (first, second)] for name in NAMES}
+    return {name: paired_bootstrap(*pair) for name, pair in columns.items()}
+
+
+def read_measures(path: str | Path) -> dict[str, dict[str, float]]:
+    """File name -> measures, from a CSV file of scored masks; DataError where it is missing or is none."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise DataError(f"there is no file of scored masks at {path}") from None
+    if not is_measures(path):
+        raise DataError(f"{path} must be a CSV file with the columns file, {', '.join(NAMES)}, as evaluate writes it")
+    return {row["file"]: {name: float(row[name]) for name in NAMES} for row in rows}
+
+
+def is_measures(path: str | Path) -> bool:
+    """Whether a CSV file has the columns of scored masks."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            return {"file", *NAMES} <= set(next(csv.reader(file), ()))
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _chosen(data: MaskData, split: str) -> MaskSplit:
+    if split in data.splits:
+        return data.splits[split]
+    if data.val is None and data.test is None and split in ("test", "all"):
+        return data.train
+    raise DataError(f"{data.name} has no {split} split; it has {', '.join(data.splits)}")
