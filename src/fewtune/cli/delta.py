@@ -18,25 +18,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 def inspect(file: TaskFile, as_json: AsJson = False) -> None:
     """Print what a task file holds: its backbone, classes, settings, and the changes of every layer."""
     from fewtune.cli.output import print_json, size
-    from fewtune.delta import load_delta
+    from fewtune.delta import Delta
+    from fewtune.methods import load_task_file
 
-    delta = load_delta(file)
-    selection = delta.selection()
+    delta = load_task_file(file)
+    held = delta.selection() if isinstance(delta, Delta) else delta
     facts: dict[str, Any] = {
         "bytes": file.stat().st_size,
-        "connections": selection.connections,
-        "trained": selection.trained,
+        "connections": held.connections,
+        "trained": held.trained,
         "buffers": len(delta.buffers),
     }
     if as_json:
-        print_json({"file": str(file), **facts, "metadata": delta.metadata, "per_layer": selection.per_layer()})
+        print_json({"file": str(file), **facts, "metadata": delta.metadata, "per_layer": held.per_layer()})
         return
     backbone = delta.metadata.get("backbone", {})
     print(f"file        {file} ({size(facts['bytes'])})")
     print(f"backbone    {backbone.get('source', 'not named')} at {backbone.get('image_size', '?')} px")
     print(f"classes     {', '.join(delta.metadata.get('class_names', [])) or 'not named'}")
     print(f"method      {delta.metadata.get('method', 'not named')}, data {delta.metadata.get('data', 'not named')}")
-    print(selection.summary())
+    print(held.summary())
 
 
 @app.command("export")

@@ -20,9 +20,12 @@ Progress = Callable[[str], None]
 
 
 def export(path: Path, out: Path, progress: Progress | None = None) -> Backbone:
-    """Write the tuned model as a plain checkpoint (safetensors) that its library loads strictly; gives the model."""
+    """Write the tuned model as a plain checkpoint (safetensors) that its library loads strictly; gives the model.
+
+    Raises TuningError where the task's method adds modules that cannot be merged into the weights.
+    """
     task = load_task(path, progress)
-    save_state(task.backbone.model.state_dict(), out)
+    save_state(task.plain_state_dict(), out)
     return task.backbone
 
 

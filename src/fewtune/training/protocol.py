@@ -155,6 +155,8 @@ def fit(
 
 def prepare(recipe: Recipe) -> ImageWork:
     """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    if recipe.task != "classification":
+        raise ConfigError(f"task={recipe.task} is fitted by fewtune.{recipe.task}.fit, or by the command line")
     if recipe.ood:
         check_sets(recipe.ood, recipe.data)
     data = load_data(
@@ -218,6 +220,7 @@ def _run(work: Work, folder: RunFolder) -> Result:
         "trained": tuner.trained,
         "backbone_parameters": tuner.backbone_parameters,
         "percent_of_backbone": 100 * tuner.trained / tuner.backbone_parameters,
+        "train_images": len(work.data.train),
         "validation": chosen,
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(),
@@ -229,7 +232,7 @@ def _run(work: Work, folder: RunFolder) -> Result:
 
 def train(work: Work, folder: RunFolder) -> Learner:
     """Train with Lightning, from the folder's checkpoint where there is one, and load the best epoch."""
-    module = work.learner(lambda own: make_tuner(work, folder, own.trainer.strategy))
+    module = work.learner(lambda own: make_tuner(work, folder, own))
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="")
     callbacks: list[Any] = [SaveEpochs(folder.checkpoint, folder.history)]
     trainer = build_trainer(work.recipe, folder.path, callbacks=callbacks, logger=logger)

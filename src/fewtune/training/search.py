@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError
-from fewtune.methods.bias import bias
-from fewtune.methods.full import Full
+from fewtune.methods.choosing import tuner_for
+from fewtune.methods.spt import SPT
 from fewtune.training.module import Learner, NonFiniteLoss
 from fewtune.training.probabilities import pick_device
 from fewtune.training.selecting import choose
 from fewtune.training.trainer import build_trainer, duration
-from fewtune.tuning import attach
+from fewtune.training.tuners import spt_plan
 
 if TYPE_CHECKING:
     from fewtune.training.work import Work
@@ -40,11 +40,12 @@ def search_recipe(work: Work) -> Found:
     """Try every pair for `search_epochs` epochs; the best by validation accuracy (or what else the
     task measures), of equals by the lower loss.
 
-    For gps the importance pass is made once and all selections are taken from its scores. A pair whose loss is not
-    finite loses. Raises ConfigError where there is nothing to search, or in a run of several processes.
+    For gps the importance pass is made once and all selections are taken from its scores; where SPT's budget goes is
+    found once too. Only gps has a K. A pair whose loss is not finite loses. Raises ConfigError where there is nothing to
+    search, or in a run of several processes.
     """
     recipe = work.recipe
-    if recipe.method == "linear":
+    if recipe.method == "linear" and recipe.task == "classification":
         raise ConfigError("a linear probe has no learning rate or K to search; leave --search out")
     if recipe.train_on != "train":
         raise ConfigError("--search judges on validation images; leave train_on=train+val out")
@@ -55,9 +56,10 @@ def search_recipe(work: Work) -> Found:
         if recipe.selection is not None:
             raise ConfigError("--search makes selections of its own; leave selection= out")
         scores = work.score(pick_device(recipe.accelerator))
+    kept: list[SPT] = []  # where SPT's budget goes, found by the first run
     rows, candidates, started = [], list(_candidates(recipe)), time.perf_counter()
     for number, candidate in enumerate(candidates, 1):
-        rows.append({**_searched(candidate), **_try(work, candidate, scores), "epochs": candidate.epochs})
+        rows.append({**_searched(candidate), **_try(work, candidate, scores, kept), "epochs": candidate.epochs})
         log.info("search %d of %d: %s", number, len(candidates), _line(rows[-1]))
         if number == 1 and len(candidates) > 1:
             rest = (time.perf_counter() - started) * (len(candidates) - 1)
@@ -88,19 +90,25 @@ def _line(row: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in row.items() if value is not None)
 
 
-def _try(work: Work, recipe: Recipe, scores: Any) -> dict[str, float]:
+def _try(work: Work, recipe: Recipe, scores: Any, kept: list[SPT]) -> dict[str, float]:
     """What validation measured, and its loss, of one short run from a fresh backbone."""
     short = work.renewed(recipe)
     model, head = short.backbone.model, short.backbone.head
 
-    def tuner(_: Learner) -> Any:
-        match recipe.method:
-            case "gps":
-                return attach(model, choose(recipe, scores))
-            case "bias":
-                return attach(model, bias(model, head))
-            case _:
-                return Full(model, head, original=short.fresh_model)
+    def tuner(own: Learner) -> Any:
+        def planned() -> SPT:
+            if not kept:
+                kept.append(spt_plan(short, own))
+            return kept[0]
+
+        return tuner_for(
+            recipe,
+            model,
+            head,
+            original=short.fresh_model,
+            selection=lambda: choose(recipe, scores),
+            plan=planned,
+        )
 
     assert work.data.val is not None
     module = short.learner(tuner)

@@ -7,21 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fewtune.config import Recipe
 from fewtune.data.transforms import eval_transform
-from fewtune.delta import Delta, load_delta
+from fewtune.delta import Delta
 from fewtune.errors import DeltaError
+from fewtune.methods import Inserted, MethodFile, load_task_file
 from fewtune.models import Backbone, backbone_from_description
 
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone to which a delta has been applied."""
+    """A backbone with a task in it.
 
-    delta: Delta
+    `tuner` is that of a method which adds modules to the model; None where the backbone stays a plain model.
+    """
+
+    delta: Delta | MethodFile
     backbone: Backbone
     class_names: tuple[str, ...]
     transform: Callable[[Any], Any]
+    tuner: Inserted | None = None
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The tuned model's state, which its library loads strictly; where modules were added, they are merged.
+
+        Raises:
+            TuningError: the method's modules cannot be merged.
+        """
+        return self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
 
 
 def describe_task(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...], **more: Any) -> dict[str, Any]:
@@ -44,7 +59,7 @@ def load_task(path: str | Path, progress: Callable[[str], None] | None = None) -
         DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
         ModelError: the backbone cannot be had.
     """
-    delta = load_delta(path)
+    delta = load_task_file(path)
     lacking = [key for key in ("backbone", "class_names") if key not in delta.metadata]
     if lacking:
         raise DeltaError(
@@ -53,5 +68,7 @@ def load_task(path: str | Path, progress: Callable[[str], None] | None = None) -
         )
     class_names = tuple(str(name) for name in delta.metadata["class_names"])
     backbone = backbone_from_description(delta.metadata["backbone"], len(class_names), progress)
-    delta.apply(backbone.model)
-    return Task(delta, backbone, class_names, eval_transform(delta.metadata.get("transform", "none"), backbone))
+    tuner = delta.apply(backbone.model)
+    backbone.model.eval()
+    transform = eval_transform(delta.metadata.get("transform", "none"), backbone)
+    return Task(delta, backbone, class_names, transform, tuner)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fewtune.data import Split
-from fewtune.methods.bias import bias
-from fewtune.methods.full import Full
+from fewtune.methods.choosing import SPT_RANK, tuner_for
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
+from fewtune.methods.spt import SPT, Structure, plan, sensitivity
+from fewtune.neurons import describe
 from fewtune.selection import Selection
 from fewtune.training.folder import RunFolder
 from fewtune.training.loaders import image_loader
@@ -20,33 +22,37 @@ from fewtune.training.selecting import choose
 from fewtune.tuning import attach
 
 if TYPE_CHECKING:
+    from fewtune.training.module import Learner
     from fewtune.training.protocol import ImageWork
     from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")
 
 
-def make_tuner(work: Work, folder: RunFolder, strategy: Any) -> Any:
-    """The tuner of a recipe's method, once the processes are connected (`strategy` is Lightning's).
+def make_tuner(work: Work, folder: RunFolder, learner: Learner) -> Any:
+    """The tuner of a recipe's method, once the processes are connected.
 
-    For gps all processes score their shares of the images and sum the gradients; the main one saves the selection, and
-    all, like resumed runs, read it.
+    What is found in training images (gps: the selection; spt: where the budget goes) all processes find together, each
+    in its share; the main one saves it, and all, like resumed runs, read it.
     """
-    model, head = work.backbone.model, work.backbone.head
-    match work.recipe.method:
-        case "full":
-            return Full(model, head, original=work.fresh_model)
-        case "bias":
-            return attach(model, bias(model, head))
-        case "linear":
-            return attach(model, linear(model, head))
-        case "gps":
-            if strategy.broadcast(not folder.selection.exists()):
-                selection = _selection(work, strategy)
-                if strategy.is_global_zero:
-                    selection.save(folder.selection)
-                strategy.barrier("selection")
-            return attach(model, _told(Selection.load(folder.selection)))
+    strategy = learner.trainer.strategy
+
+    def found(make: Callable[[], Any], kind: type) -> Any:
+        if strategy.broadcast(not folder.selection.exists()):
+            result = make()
+            if strategy.is_global_zero:
+                result.save(folder.selection)
+            strategy.barrier("selection")
+        return kind.load(folder.selection)  # type: ignore[attr-defined]
+
+    return tuner_for(
+        work.recipe,
+        work.backbone.model,
+        work.backbone.head,
+        original=work.fresh_model,
+        selection=lambda: _told(found(lambda: _selection(work, strategy), Selection)),
+        plan=lambda: found(lambda: spt_plan(work, learner), SPT),
+    )
 
 
 def _selection(work: Work, strategy: Any) -> Selection:
@@ -59,6 +65,19 @@ def _selection(work: Work, strategy: Any) -> Selection:
 def _told(selection: Selection) -> Selection:
     log.info("%s connections; %s trained parameters", f"{selection.connections:,}", f"{selection.trained:,}")
     return selection
+
+
+def spt_plan(work: Work, learner: Learner) -> SPT:
+    """Where SPT's budget goes, by the task's own loss on the first training batches."""
+    recipe, model = work.recipe, work.backbone.model.to(learner.trainer.strategy.root_device)
+    anatomy = describe(model, work.backbone.head)
+    batches = ((images, targets) for images, targets, _ in learner.train_dataloader())
+    scores = sensitivity(model, batches, anatomy, lambda _, images, targets: learner.loss(images, targets))
+    structure: Structure = "lora" if recipe.method == "spt-lora" else "adapter"
+    found = plan(scores, model, anatomy, structure=structure, budget=recipe.spt_budget, rank=recipe.rank or SPT_RANK)
+    single = sum(map(len, found.places.values()))
+    log.info("%d layers have a branch, %s connections are trained themselves", len(found.structured), f"{single:,}")
+    return found
 
 
 def fit_linear(work: ImageWork) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,71 @@
+"""LoRA (Hu et al. 2022), through Hugging Face PEFT: W x + (alpha / r) B A x, with B zero at the start.
+
+On the projections that make queries and values; where one layer makes queries, keys and values (timm's ViT and Swin),
+on that layer: r (D + 3D) parameters are as many as 2 r (D + D) for queries and values apart. A block without attention
+(ConvNeXt) has it on the two layers of its feed-forward. PEFT wraps these layers; merged, they are plain again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from fewtune.errors import MissingExtra
+from fewtune.methods.blocks import find_blocks
+from fewtune.methods.placing import Added, Method
+from fewtune.neurons import Anatomy
+
+ADAPTER = "default"
+"""PEFT's name of the only set of matrices."""
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    """rank: r. alpha: the scale is alpha / r; None: 1."""
+
+    rank: int = 16
+    alpha: float | None = None
+
+    name: ClassVar = "lora"
+
+    def insert(self, model: nn.Module, anatomy: Anatomy) -> Added:
+        """A and B beside the projections of every block.
+
+        Raises:
+            ModelError: the model has no block that is known.
+            MissingExtra: PEFT is not installed.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise MissingExtra("peft", "peft") from None
+        blocks = find_blocks(model, self.name)
+        targets = [f"{block.name}.{path}" for block in blocks for path in block.parts.projections]
+        exactly = "|".join(map(re.escape, targets))  # a list would also match names that only end alike
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]
+            target_modules=exactly,
+        )
+        inject_adapter_in_model(config, model, ADAPTER)
+        return Added(
+            {
+                f"{name}.{matrices}.{ADAPTER}": model.get_submodule(f"{name}.{matrices}.{ADAPTER}")
+                for name in targets
+                for matrices in ("lora_A", "lora_B")
+            }
+        )
+
+    def fold(self, model: nn.Module, anatomy: Anatomy, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """W + (alpha / r) B A."""
+        from peft.tuners.lora import LoraLayer
+
+        return {
+            f"{name}.weight": plain[f"{name}.weight"] + module.get_delta_weight(ADAPTER).detach()  # type: ignore[operator]
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer)
+        }

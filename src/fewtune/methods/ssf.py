@@ -1,0 +1,118 @@
+"""SSF (Lian et al. 2022): the output of every layer and normalisation is scaled and shifted, y = gamma * x + beta.
+
+Behind every linear layer, convolution and normalisation of the image encoder that has a bias; scale and shift begin
+near one and zero (normal, standard deviation 0.02), as published. A layer without a bias (Swin's reduction) gets none,
+in SSF's code as here. So the two fold exactly into the weights:
+
+    gamma * (W x + b) + beta = (gamma * W) x + (gamma * b + beta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import ModelError
+from fewtune.methods.blocks import find_blocks, find_trunk
+from fewtune.methods.placing import Added, Method, place
+from fewtune.neurons import Anatomy, Role
+
+DEVIATION = 0.02
+ATTRIBUTE = "fewtune_ssf"
+
+
+class ScaleShift(nn.Module):
+    """gamma * x + beta over the channels, whose axis is `axis`."""
+
+    def __init__(self, width: int, axis: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width))
+        self.shift = nn.Parameter(torch.empty(width))
+        self.axis = axis
+        nn.init.normal_(self.scale, mean=1.0, std=DEVIATION)
+        nn.init.normal_(self.shift, std=DEVIATION)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape with the channels on `axis`."""
+        behind = (1,) * (x.ndim - 1 - self.axis if self.axis >= 0 else 0)
+        return x * self.scale.view(-1, *behind) + self.shift.view(-1, *behind)
+
+
+def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """The forward hook: the layer's output, scaled and shifted."""
+    return getattr(module, ATTRIBUTE)(output)
+
+
+@dataclass(frozen=True)
+class SSF(Method):
+    """Scale and shift; there is nothing to choose."""
+
+    name: ClassVar = "ssf"
+
+    def insert(self, model: nn.Module, anatomy: Anatomy) -> Added:
+        """One pair behind every layer and normalisation of the image encoder, the head aside.
+
+        Raises:
+            ModelError: the image encoder is not known, or has running statistics.
+        """
+        find_blocks(model, self.name)
+        added: dict[str, nn.Module] = {}
+        for name, layer in served(model, anatomy):
+            bias = layer.bias
+            assert isinstance(bias, Tensor)
+            added |= place(layer, name, ATTRIBUTE, ScaleShift(len(bias), channel_axis(layer)), scaled, like=layer)
+        return Added(added)
+
+    def fold(self, model: nn.Module, anatomy: Anatomy, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights and biases with scale and shift worked in."""
+        folded: dict[str, Tensor] = {}
+        for name, layer in model.named_modules():
+            pair = layer._modules.get(ATTRIBUTE)
+            if pair is None:
+                continue
+            assert isinstance(pair, ScaleShift)
+            weight, bias = (f"{name}.{attribute}" if name else attribute for attribute in ("weight", "bias"))
+            scale, shift = pair.scale.detach(), pair.shift.detach()
+            view = anatomy.views.get(weight)
+            if view is None:  # a normalisation
+                folded[weight] = plain[weight] * scale
+            else:
+                folded[weight] = view.stored(view.matrix(plain[weight]) * scale[:, None])
+            folded[bias] = plain[bias] * scale + shift
+        return folded
+
+
+def served(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:
+    """The layers and normalisations of the image encoder that have weight and bias, head aside: name, module."""
+    prefix, trunk = find_trunk(model, SSF.name)
+    norms = set(anatomy.named(Role.NORM))
+    for inner, module in trunk.named_modules():
+        name = ".".join(part for part in (prefix, inner) if part)
+        weight = f"{name}.weight" if name else "weight"
+        if module._parameters.get("bias") is not None and (weight in anatomy.views or weight in norms):
+            yield name, module
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of the channels in a layer's output; of a normalisation it is tried out on a small input."""
+    if isinstance(layer, nn.Linear):
+        return -1
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return 1
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    width = len(weight)
+    small = width + 1, width + 2
+    for axis, shape in ((-1, (1, *small, width)), (1, (1, width, *small))):
+        try:
+            with torch.no_grad():
+                output = layer(torch.zeros(shape, device=weight.device, dtype=weight.dtype))
+        except (RuntimeError, ValueError, IndexError):
+            continue
+        if output.shape == shape:
+            return axis
+    raise ModelError(f"ssf does not know where the channels of {type(layer).__name__} lie")
