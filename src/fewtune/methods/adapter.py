@@ -1,7 +1,7 @@
 """Adapters (Houlsby et al. 2019): small bottlenecks with a residual connection behind the branches of each block.
 
-A bottleneck is h + W_up gelu(W_down h + b_down) + b_up, with W_up and b_up zero at the start, so that the model begins as
-it was. Houlsby et al. put one behind attention and one behind the feed-forward; the tables of VPT, SSF and GPS count
+A bottleneck is h + W_up gelu(W_down h + b_down) + b_up, with W_up and b_up zero at the start, so that the model begins
+as it was. Houlsby et al. put one behind attention and one behind the feed-forward; the tables of VPT, SSF and GPS count
 one a block, behind the feed-forward (Pfeiffer et al. 2021), with a 64th of the block's width: 230,544 parameters in
 ViT-B/16. VPT's code starts both matrices at zero, where their gradients vanish; ours does not.
 """

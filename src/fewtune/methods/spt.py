@@ -1,10 +1,11 @@
 """SPT (He et al. 2023): sensitivity says where a budget of trained parameters goes.
 
 The sensitivity of a parameter is how much one step of gradient descent on it alone lowers the loss; to first order
-|g * delta| with delta = -lr * g, hence g^2, summed over batches of training images. Of the tau most sensitive parameters
-of all blocks, those of one matrix are trained themselves ("unstructured"), unless they are so many (at least a tenth of
-what it takes) that a low-rank branch (SPT-LoRA) or a bottleneck (SPT-Adapter) of the whole matrix is trained instead.
-A bias or norm is trained whole where a fifth of it is sensitive. tau is the one that brings the total nearest to the
+|g * delta| with delta = -lr * g, hence g^2, summed over batches of training images. Of the tau most sensitive
+parameters of all blocks, those of one matrix are trained themselves ("unstructured"), unless they are so many that a
+branch of the whole matrix is trained instead ("structured"): low-rank (SPT-LoRA), or a bottleneck behind it
+(SPT-Adapter). That is from a tenth of the branch's own parameters on, the ratio of SPT's published runs on VTAB-1k. A
+bias or norm is trained whole where a fifth of it is sensitive. tau is the one that brings the total nearest to the
 budget. The class token is always trained, as in SPT's code.
 
 Of SPT's code this differs in three points: a layer that makes queries, keys and values together is one matrix and not
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn

@@ -2,7 +2,8 @@
 
 Tensors: ``added.NAME``, ``values.NAME`` (head, and what the method trains of the model), ``buffers.NAME``,
 ``arrays.NAME`` (settings that are tensors), and ``fingerprint``, the backbone's hashes. The header's only entry,
-``fewtune``, is JSON: format, version, checksum, method, settings, head, backbone, metadata. Nothing in a file is executed.
+``fewtune``, is JSON: format, version, checksum, method, settings, head, backbone, metadata. Nothing in a file is
+executed.
 """
 
 from __future__ import annotations
@@ -163,13 +164,13 @@ class MethodFile:
         return tuner
 
     def _check(self, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-        classes = next(reversed(self.shapes.values()), (0,))[0]
+        classes = list(self.shapes.values())[-1][0]
         for name, shape in self.shapes.items():
             got = list(parameters[name].shape) if name in parameters else "missing"
             if got != list(shape):
                 raise DeltaError(
-                    f"the task's head {name} is {list(shape)} and the model's is {got}: create the model with {classes} "
-                    f"classes (num_classes={classes})"
+                    f"the task's head {name} is {list(shape)} and the model's is {got}: create the model with "
+                    f"{classes} classes (num_classes={classes})"
                 )
         covered = self.fingerprint.tensors
         if extra := [name for name in parameters if name not in covered and name not in self.shapes]:
@@ -181,10 +182,10 @@ class MethodFile:
                 )
         positions = fast_positions(covered, {})
         parts = [tensors[n].detach() if index is None else read(tensors[n], index) for n, index in positions.items()]
-        if (name := self.fingerprint.first_difference(parts, "fast")) is not None:
+        if (different := self.fingerprint.first_difference(parts, "fast")) is not None:
             raise DeltaError(
-                f"the task belongs to another backbone: {name} has other values in this model; load the checkpoint "
-                "that was tuned"
+                f"the task belongs to another backbone: {different} has other values in this model; load the "
+                "checkpoint that was tuned"
             )
 
 

@@ -41,8 +41,8 @@ def search_recipe(work: Work) -> Found:
     task measures), of equals by the lower loss.
 
     For gps the importance pass is made once and all selections are taken from its scores; where SPT's budget goes is
-    found once too. Only gps has a K. A pair whose loss is not finite loses. Raises ConfigError where there is nothing to
-    search, or in a run of several processes.
+    found once too. Only gps has a K. A pair whose loss is not finite loses. Raises ConfigError where there is nothing
+    to search, or in a run of several processes.
     """
     recipe = work.recipe
     if recipe.method == "linear" and recipe.task == "classification":

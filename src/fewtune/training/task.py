@@ -39,8 +39,11 @@ class Task:
         return self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
 
 
-def describe_task(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """The metadata that `load_task` needs, and what a reader of the file wants to know of the run."""
+def describe_task(recipe: Recipe, backbone: Any, class_names: tuple[str, ...], **more: Any) -> dict[str, Any]:
+    """The metadata that `load_task` needs, and what a reader of the file wants to know of the run.
+
+    `backbone` is anything with a `describe()` from which it can be made again.
+    """
     return {
         "backbone": backbone.describe(),
         "class_names": list(class_names),
