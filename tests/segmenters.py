@@ -21,6 +21,7 @@ def sam_configuration() -> SamConfig:
     vision = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 3, "window_size": 3}
     vision |= {"global_attn_indexes": list(WHOLE), "output_channels": CHANNELS, "num_pos_feats": CHANNELS // 2}
     decoder = {"hidden_size": CHANNELS, "mlp_dim": 64, "num_attention_heads": 4, "iou_head_hidden_dim": CHANNELS}
+    decoder |= {"layer_norm_eps": 1e-5}  # the original's, which segmenters always have
     return SamConfig(
         vision_config=vision | grid,
         prompt_encoder_config=grid | {"hidden_size": CHANNELS, "mask_input_channels": 16},
@@ -31,7 +32,9 @@ def sam_configuration() -> SamConfig:
 def random_sam() -> SamModel:
     """Every weight moved away from its first value: position tables start at zero, norms at one."""
     generator = torch.Generator().manual_seed(0)
-    sam = SamModel(sam_configuration()).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sam = SamModel(sam_configuration()).eval()
     with torch.no_grad():
         for parameter in sam.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

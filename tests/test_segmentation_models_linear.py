@@ -39,8 +39,8 @@ def test_a_task_on_every_kind_of_backbone(source: str) -> None:
     before = objective(model, *batch)
     before.backward()
     assert not [p for p in tuner.parameters() if p.grad is None]
-    torch.optim.SGD(tuner.parameters(), lr=0.1).step()
-    assert float(objective(model, *batch)) < float(before)
+    torch.optim.SGD(tuner.parameters(), lr=1e-3).step()
+    assert objective(model, *batch) < before
     delta = tuner.delta()
     tuner.detach(keep=False)
     delta.apply(model)
@@ -119,7 +119,7 @@ def test_checkpointing() -> None:
     model.zero_grad()
     model.set_grad_checkpointing()
     calls: list[nn.Module] = []
-    model.backbone.blocks[0].mlp.register_forward_hook(lambda module, *_: calls.append(module))
+    model.backbone.blocks[0].attn.register_forward_hook(lambda module, *_: calls.append(module))
     again = model(images(size=64))
     again.sum().backward()
     assert torch.equal(plain, again)

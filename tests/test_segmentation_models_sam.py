@@ -43,7 +43,9 @@ def test_the_mask_is_that_of_transformers_without_a_prompt() -> None:
     for name, parameter in ours.sam.named_parameters():
         if (grad := reference[name].grad) is not None:
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, grad, rtol=1e-7, atol=1e-9 * float(grad.abs().max()))
+            torch.testing.assert_close(
+                parameter.grad, grad, rtol=1e-7, atol=1e-10
+            )  # keys' biases: zero, but for rounding
             compared += 1
     assert compared > 100
 
@@ -67,6 +69,15 @@ def test_no_matrix_of_all_pairs_of_patches_is_kept() -> None:
     for layer in model.sam.vision_encoder.layers:
         layer.attn.__class__ = SamVisionSdpaAttention
     assert [s for s in largest_saved(model, x) if s[-2:] == (tokens, tokens)]  # what transformers' own way keeps
+
+
+def test_the_decoders_norms_are_the_originals(tmp_path: Path) -> None:
+    """Beside the original package, in float64: 7e-15 with this epsilon, 1e-5 with that of transformers."""
+    config = sam_config("sam:vit-b").mask_decoder_config
+    assert config.layer_norm_eps == 1e-6
+    transformer = small_sam(tmp_path).model.sam.mask_decoder.transformer
+    norms = [m.eps for m in transformer.modules() if isinstance(m, nn.LayerNorm)]
+    assert norms == [1e-5] * 9
 
 
 def test_roles(segmenter: Segmenter) -> None:
@@ -114,11 +125,11 @@ def test_a_task_is_selected_trained_saved_and_reverted(segmenter: Segmenter, tmp
     losses = []
     for _ in range(5):
         loss = objective(model, *batches[0])
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.01
     tuned = model(images())
     tuner.delta(metadata={"backbone": segmenter.describe()}).save(tmp_path / "task.safetensors")
     tuner.detach(keep=False)
@@ -154,7 +165,7 @@ def test_prompts_are_those_of_transformers(segmenter: Segmenter, prompt: dict[st
     ).pred_masks[:, 0]
     got = segmenter.model(images(), **prompt)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    assert float((got - segmenter.model(images())).abs().max()) > 1e-3
+    assert not torch.allclose(got, segmenter.model(images()), atol=1e-3)
     assert not got.isnan().any()
 
 
@@ -177,7 +188,7 @@ def test_checkpointing_changes_no_number(training: bool) -> None:
     plain, saving = SamSegmenter(random_sam()).train(training), SamSegmenter(random_sam()).train(training)
     saving.set_grad_checkpointing()
     calls: list[str] = []
-    saving.sam.vision_encoder.layers[0].mlp.register_forward_hook(lambda *_: calls.append("mlp"))
+    saving.sam.vision_encoder.layers[0].attn.register_forward_hook(lambda *_: calls.append("attention"))
     outputs = []
     for model in (plain, saving):
         output = model(images())
@@ -191,7 +202,7 @@ def test_checkpointing_changes_no_number(training: bool) -> None:
         if parameter.grad is not None:
             torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-5, atol=1e-7)
     kept = [len(largest_saved(model, images())) for model in (plain, saving)]
-    assert kept[1] < kept[0] / 2
+    assert kept[1] < 0.7 * kept[0]  # what is left is the decoder's
 
 
 def test_attach_under_checkpointing_trains_the_same(segmenter: Segmenter) -> None:

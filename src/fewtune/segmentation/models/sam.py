@@ -14,6 +14,11 @@ from transformers.models.sam.modeling_sam import SamVisionAttention
 from fewtune.errors import ModelError
 
 
+DECODER_EPS = 1e-5
+"""Of the norms in the mask decoder's transformer: the original's, with which the published weights were trained;
+transformers' configuration says 1e-6, which moves logits in the fifth digit."""
+
+
 class RelativeAttention(SamVisionAttention):  # type: ignore[misc]
     r"""SAM's attention without a matrix [tokens, tokens]: 4,096 x 4,096 a head at 1,024 px.
 
@@ -79,6 +84,9 @@ class SamSegmenter(nn.Module):
         self.checkpointing = False
         for layer in sam.vision_encoder.layers:
             layer.attn.__class__ = RelativeAttention
+        for layer in sam.mask_decoder.transformer.layers:
+            for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.layer_norm4):
+                norm.eps = DECODER_EPS
         _parameters_to_buffers(sam.prompt_encoder)
         _parameters_to_buffers(sam.shared_image_embedding)
 
