@@ -41,26 +41,29 @@ def nanoseconds(function: Callable[[], object], repeats: int = 7) -> float:
 def linear_constants() -> Iterator[tuple[str, float]]:
     """(name, nanoseconds an element) of the ways of a linear layer."""
     widths, products = [], []
+    terms, rare = [], []  # of one call, of each connection and of each element of dY that is passed by
     for n, fan_in, neurons in LINEAR:
         x, dy = torch.randn(n, fan_in), torch.randn(n, neurons)
-        for width in (8, 32, 96, 256):
+        for width in (16, 32, 96, 256):
             kept = x[:, :width].contiguous()
             widths.append(width)
-            products.append(nanoseconds(lambda kept=kept, dy=dy: kept.t() @ dy) / (n * neurons))
+            products.append(nanoseconds(lambda kept=kept, dy=dy: dy.t() @ kept) / (n * neurons))
         chosen = torch.randint(fan_in, (neurons,))
         rows = torch.randint(neurons, (neurons,)).sort().values
-        few, few_rows = chosen[: neurons // 12], rows[: neurons // 12]
-        for name, columns, at in (
-            ("GATHER", chosen, None),
-            ("GATHER_RAGGED", chosen, rows),
-            ("GATHER_RARE", few, few_rows),
-        ):
-            each = nanoseconds(lambda x=x, dy=dy, c=columns, r=at: cpu.gathered_sum(dy, x, c, torch.float32, r))
-            yield name, each / (n * len(columns))
+        for name, at in (("GATHER", None), ("GATHER_RAGGED", rows)):
+            each = nanoseconds(lambda x=x, dy=dy, c=chosen, r=at: cpu.gathered_sum(dy, x, c, torch.float32, r))
+            yield name, each / (n * len(chosen))
+        for share in (32, 12, 4, 2):
+            few, at = chosen[: neurons // share], rows[::share][: neurons // share]
+            rare.append(nanoseconds(lambda x=x, dy=dy, c=few, r=at: cpu.gathered_sum(dy, x, c, torch.float32, r)))
+            terms.append([1.0, n * len(few), n * neurons])
         yield "COLUMN", nanoseconds(lambda x=x, c=chosen[:128]: cpu.columns(x, c)) / (n * 128)
     slope, fixed = np.polyfit(widths, products, 1)
     yield "PRODUCT_FIXED", float(fixed)
     yield "PRODUCT", float(slope)
+    fitted, *_ = np.linalg.lstsq(np.array(terms), np.array(rare), rcond=None)
+    for name, value in zip(("RARE_CALL", "GATHER_RARE", "RARE_SWEEP"), fitted, strict=True):
+        yield name, float(value)
 
 
 def conv_constants() -> Iterator[tuple[str, float]]:

@@ -67,6 +67,15 @@ def task_table(run: Run) -> list[str]:
     return table(["", *(key if "bytes" in key else f"{key} ms" for key in columns)], rows)
 
 
+def importance_table(run: Run) -> list[str]:
+    """Seconds of an importance pass, and how many epochs of full fine-tuning it lasts."""
+    rows = [
+        [way, f"{row['seconds']:.1f}", f"{row['epochs of full fine-tuning']:.2f}"]
+        for way, row in run["figures"].items()
+    ]
+    return table(["importance by gradient", "seconds", "epochs of full fine-tuning"], rows)
+
+
 def bars(runs: list[Run], value: str, scale: float, label: str, file: str) -> None:
     """One panel a run: a bar a method, stacked by phase for times."""
     phases = ("forward", "backward", "optimizer") if value == "step" else (value,)
@@ -99,6 +108,7 @@ def main() -> None:
         ("Time of one training step", steps, step_table),
         ("Memory of one training step", memory, memory_table),
         ("Task files", tasks, task_table),
+        ("A selection", load("importance"), importance_table),
     ):
         lines += ["", f"## {heading}", ""] if runs else []
         for run in runs:

@@ -22,6 +22,7 @@ from attaching import (
 )
 from fewtune.errors import TuningError
 from fewtune.tuning import attach
+from fewtune.tuning.ops import cost
 
 HALF = [torch.bfloat16, torch.float16]
 ROUNDING = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -120,9 +121,11 @@ def test_only_the_selected_columns_of_an_input_are_kept() -> None:
     attach(layer, choose(layer, k=1, head=None))
     hot = layer._fewtune.tuned["weight"].places.hot.numel()
     assert hot <= 32
+    columns = cost.filled(1 + hot)  # with the ones that give the bias's gradient
+    assert hot < columns <= hot + cost.LANES
     x = torch.randn(10, 256, requires_grad=True)
     saved = saved_by(lambda: layer(x))
-    assert sorted(t.numel() for t in saved) == sorted([10 * hot, 32 * 256])
+    assert sorted(t.numel() for t in saved) == sorted([10 * columns, 32 * 256])
 
 
 def test_scaler_steps_and_skips() -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fewtune
 from fewtune import CrossEntropy, gradient_importance
 from fewtune.errors import ImportanceError, ModelError
 from fewtune.importance import Scores
@@ -201,3 +202,20 @@ def test_a_model_of_a_head_alone() -> None:
         gradient_importance(nn.Sequential(nn.Linear(3, 2)), batches(), head="0")
     with pytest.raises(ModelError, match="the model has no module 'haed'; the nearest is 'head'"):
         gradient_importance(net(), batches(), head="haed")
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda model: fewtune.gradient_importance(model, [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], head=None),
+        lambda model: fewtune.magnitude_importance(model, head=None),
+        lambda model: fewtune.random_importance(model, head=None),
+    ],
+)
+def test_an_attached_model_is_refused(score: Callable[[nn.Module], object]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4))
+    tuner = fewtune.attach(model, fewtune.select(fewtune.magnitude_importance(model, head=None), k=1))
+    with pytest.raises(ModelError, match="detach it first"):
+        score(model)
+    tuner.detach()
+    fewtune.magnitude_importance(model, head=None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewtune.tuning.ops import SelectedPlaces, cpu, linear_keep, linear_selected_gradient, reference
+from fewtune.tuning.ops import SelectedPlaces, cpu, fused, linear_keep, linear_selected_gradient, reference
 from fewtune.tuning.ops.linear import KEEP_SHARE
 
 # Largest error allowed, as a share of the layer's largest gradient.
@@ -36,6 +36,16 @@ def uniform(neurons: int, fan_in: int, k: int, hot: int | None = None) -> Select
 def ragged(neurons: int, fan_in: int, number: int) -> SelectedPlaces:
     """Random connections: most rows have different numbers of them, some none."""
     return SelectedPlaces.of((neurons, fan_in), torch.randperm(neurons * fan_in)[:number].sort().values)
+
+
+def uneven(even: bool) -> SelectedPlaces:
+    """Three columns a neuron (`even`; else the last has two), of which a few serve nearly all neurons."""
+    torch.manual_seed(5)
+    popularity = torch.logspace(0, -5, 400).log()
+    noise = -(-torch.rand(1500, 400).log()).log()
+    index = (popularity + noise).topk(3, dim=1).indices.sort(1).values
+    flat = (torch.arange(1500)[:, None] * 400 + index).flatten()
+    return SelectedPlaces.of((1500, 400), flat if even else flat[:-1])
 
 
 def assert_close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -94,25 +104,60 @@ def test_every_way_and_many_blocks(
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("even", [False, True])
 def test_columns_that_few_neurons_use_are_computed_one_by_one(dtype: torch.dtype, whole: bool, even: bool) -> None:
-    torch.manual_seed(5)
-    popularity = torch.logspace(0, -8, 200).log()  # a few columns serve nearly all neurons
-    noise = -(-torch.rand(400, 200).log()).log()
-    index = (popularity + noise).topk(3, dim=1).indices.sort(1).values
-    flat = (torch.arange(400)[:, None] * 200 + index).flatten()
-    places = SelectedPlaces.of((400, 200), flat if even else flat[:-1])
+    places = uneven(even)
     assert 0 < places.common < places.hot.numel()
     assert places.rare.numel() > 0
     used = places.hot[places.slot].flatten()
     assert set(used[places.rare].tolist()).isdisjoint(places.hot[: places.common].tolist())
-    assert torch.equal(places.rare_rows, (flat // 200)[places.rare])
+    rows = torch.arange(1500).repeat_interleave(3)[: places.nnz]
+    assert torch.equal(places.rare_rows, rows[places.rare])
     check(places, (50,), dtype, whole)
 
 
 def test_columns_that_no_two_neurons_share() -> None:
-    places = SelectedPlaces.of((300, 300), torch.arange(300) * 301)
-    assert places.common == 0
+    places = SelectedPlaces.of((900, 900), torch.arange(900) * 901)
+    assert places.rare.numel() == 900 - places.common > 0
     check(places, (50,), torch.float32)
     check(places, (50,), torch.float32, whole=True)
+
+
+FUSED = {
+    "a few columns": lambda: uniform(257, 67, 2, hot=9),
+    "one column, one neuron": lambda: SelectedPlaces.of((1, 40), torch.tensor([7])),
+    "ragged": lambda: SelectedPlaces.of((30, 60), torch.tensor([0, 1, 3, 60, 302, 1740])),
+    "rare connections": lambda: uneven(True),
+    "rare connections, ragged": lambda: uneven(False),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("block", [fused.BLOCK, 2048])
+@pytest.mark.parametrize("case", FUSED)
+def test_fused_gradients_match_reference(
+    case: str, block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(6)
+    monkeypatch.setattr(fused, "BLOCK", block)  # 2048: several blocks of neurons
+    places = FUSED[case]()
+    x, dy = torch.randn(50, places.fan_in, dtype=dtype), torch.randn(50, places.neurons, dtype=dtype)
+    weight = values = bias = torch.empty(0, dtype=dtype)
+    assert fused.fusible(x, weight, values, bias, places)
+    kept = fused.fused_keep(x, places)
+    assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size() < x.untyped_storage().nbytes()
+    for gradient in (dy, dy.t().contiguous().t(), dy[:1].expand(50, -1), dy[:0]):
+        rows = len(gradient)
+        dv, db = fused.fused_gradients(gradient, kept[:rows], places)
+        assert_close(dv, reference.linear_selected_gradient(gradient.double(), x[:rows].double(), places), dtype)
+        assert_close(db, gradient.double().sum(0), dtype)
+
+
+def test_what_is_not_fused() -> None:
+    places, x = uniform(257, 67, 2, hot=9), torch.randn(5, 67)
+    assert fused.fusible(x, x, x, None, places)
+    assert not fused.fusible(x, x, x, x.half(), places), "a half-precision bias, added in float32"
+    assert not fused.fusible(x.bfloat16(), x.bfloat16(), x, None, places), "autocast"
+    assert not fused.fusible(x, x, x, None, uniform(257, 67, 60)), "nearly all columns are hot"
+    assert not fused.fusible(x.to("meta"), x, x, None, places), "another device"
 
 
 def test_non_contiguous_and_expanded_gradients() -> None:

@@ -208,8 +208,11 @@ def describe(model: nn.Module, head: HeadSpec = ASK_MODEL, roles: Mapping[str, s
         roles: roles set by hand, by glob patterns of parameter names.
 
     Raises:
-        ModelError: ``head`` names no module. SelectionError: a pattern of ``roles`` matches nothing.
+        ModelError: ``head`` names no module; a selection is attached to the model. SelectionError: a pattern of
+            ``roles`` matches nothing.
     """
+    if any("_fewtune" in vars(module) for module in model.modules()):  # what `fewtune.tuning` leaves on a layer
+        raise ModelError("a selection is attached to this model; detach it first (tuner.detach), then score anew")
     head_modules = {id(m) for name in find_head(model, head) for m in model.get_submodule(name).modules()}
     names = {id(p): name for name, p in model.named_parameters()}
     found: dict[str, View | Role] = {}

@@ -21,6 +21,9 @@ from fewtune.tuning.ops import (
     channels_last,
     conv_keep,
     conv_selected_gradient,
+    fused_gradients,
+    fused_keep,
+    fusible,
     linear_keep,
     linear_selected_gradient,
 )
@@ -116,8 +119,9 @@ class SelectedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
         x, cast_weight, bias = as_autocast(x, weight, bias)
-        ctx.save_for_backward(linear_keep(x, places, keep_whole=whole), weight)
-        ctx.places = places
+        ctx.places, ctx.fused, ctx.whole = places, fusible(x, cast_weight, values, bias, places), whole
+        early = ctx.fused and not whole
+        ctx.save_for_backward(fused_keep(x, places) if early else linear_keep(x, places, keep_whole=whole), weight)
         return own(F.linear(x, cast_weight, bias))
 
     @staticmethod
@@ -129,6 +133,10 @@ class SelectedLinear(torch.autograd.Function):
         dx = dv = db = None
         if ctx.needs_input_grad[0]:
             dx = (rows @ weight.to(dy.dtype)).to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
+        if ctx.fused:
+            kept = fused_keep(kept, ctx.places) if ctx.whole else kept
+            dv, db = fused_gradients(rows, kept, ctx.places)
+            return dx, dv, None, db if ctx.needs_input_grad[3] else None, None, None
         if ctx.needs_input_grad[1]:
             dv = linear_selected_gradient(rows, kept, ctx.places).to(values_dtype)
         if ctx.needs_input_grad[3]:

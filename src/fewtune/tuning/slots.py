@@ -35,7 +35,7 @@ class Selected:
     def write(self, values: Tensor, frozen: Tensor) -> None:
         """Writes the values into the frozen weight."""
         if frozen.is_contiguous():
-            frozen.view(-1)[self.index] = values.to(frozen.dtype)
+            frozen.view(-1).scatter_(0, self.index.view(-1), values.to(frozen.dtype).view(-1))
         else:
             frozen[torch.unravel_index(self.index, frozen.shape)] = values.to(frozen.dtype)
 

@@ -7,8 +7,15 @@ slowly, so that a wrong choice near a crossing costs little. Shapes alone are re
 
 from __future__ import annotations
 
+from torch import Tensor
+
+# A copy of the hot columns is kept where it is at most this share of the input; above it the copy costs more
+# time than the bytes are worth, and the input itself is kept (by reference).
+KEEP_SHARE = 0.75
+# A product over a number of columns that this divides is fast; over others it takes as long as over the next one.
+LANES = 16
 # X^T dY of X [N, W] and dY [N, O]: each element of dY is read once (FIXED) and multiplied W times.
-PRODUCT_FIXED = 0.37
+PRODUCT_FIXED = 0.27
 PRODUCT = 0.0103
 # sum_n dY[n, o] X[n, slot[o]]: gather, multiply and add, for each connection and each n; the same where the rows of
 # a ragged selection are gathered from dY too; and in a convolution whose channels lie first or last in memory.
@@ -16,8 +23,13 @@ GATHER = 1.0
 GATHER_RAGGED = 2.2
 GATHER_PLANES = 0.8
 GATHER_PIXELS = 1.7
-# The same for a few connections, whose columns stay in cache.
+# The same for a few connections, whose columns stay in cache; beside it, for each element of dY that their gather
+# passes by, and, in nanoseconds, for its calls.
 GATHER_RARE = 0.75
+RARE_SWEEP = 0.11
+RARE_CALL = 1e5
+# Rows for which the columns of a product are chosen, before any input is seen.
+TYPICAL_ROWS = 1536
 # Copying one element of a hot column out of an input.
 COLUMN = 0.7
 # The library's own weight gradient of a convolution, for each multiplication; of a grouped or depthwise one, whose
@@ -29,7 +41,7 @@ LIBRARY_GROUPED_PIXELS = 0.15
 
 def product(n: int, neurons: int, width: int) -> float:
     """A dense product over `width` columns."""
-    return n * neurons * (PRODUCT_FIXED + PRODUCT * width)
+    return n * neurons * (PRODUCT_FIXED + PRODUCT * filled(width))
 
 
 def gather(n: int, connections: int, *, ragged: bool) -> float:
@@ -37,14 +49,29 @@ def gather(n: int, connections: int, *, ragged: bool) -> float:
     return n * connections * (GATHER_RAGGED if ragged else GATHER)
 
 
-def rare(n: int, connections: int) -> float:
-    """The same for the few connections of a linear layer that a product leaves out."""
-    return n * connections * GATHER_RARE
+def rare(n: int, neurons: int, connections: int) -> float:
+    """The same for the few connections of a linear layer that a product leaves out: dY is swept for them once more."""
+    return RARE_CALL + n * (connections * GATHER_RARE + neurons * RARE_SWEEP) if connections else 0.0
 
 
-def uses_worth_a_product(neurons: int) -> float:
-    """How many neurons must use a column for a product over it to be cheaper than a gather for each."""
-    return neurons * PRODUCT / GATHER_RARE
+def filled(width: int) -> int:
+    """The least multiple of LANES that is not below `width`."""
+    return -(-width // LANES) * LANES
+
+
+def worth_a_product(uses: Tensor, neurons: int, n: int = TYPICAL_ROWS) -> int:
+    """Over how many of the hot columns a product is computed, so that it and the rare connections cost the least.
+
+    Args:
+        uses: [H] connections of each hot column, the most used first.
+        neurons: of the layer.
+        n: rows of X and dY, of which the choice depends little.
+    """
+    left, columns = uses.sum() - uses.cumsum(0), len(uses)
+    candidates = [0, *range(LANES - 1, columns, LANES), columns]  # a column of ones goes with them
+    rest = [int(left[c - 1]) if c else int(uses.sum()) for c in candidates]
+    costs = [product(n, neurons, 1 + c) + rare(n, neurons, r) for c, r in zip(candidates, rest, strict=True)]
+    return candidates[costs.index(min(costs))]
 
 
 def conv_gather(n: int, connections: int, *, ragged: bool, channels_last: bool) -> float:

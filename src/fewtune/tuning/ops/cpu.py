@@ -50,7 +50,7 @@ def selected_gradient(
     if dy.device.type != "cpu":  # where products are cheap and every call costs a launch
         return by_product(dy, x, column, rows)
     copied = 0.0 if hot is None else cost.columns(n, common)
-    mixed = copied + cost.product(n, neurons, common) + cost.rare(n, rare.numel())
+    mixed = copied + cost.product(n, neurons, common) + cost.rare(n, neurons, rare.numel())
     gathered = cost.gather(n, slot.numel(), ragged=rows is not None)
     if gathered <= min(mixed, dense):
         return by_gather(dy, x, column, rows)
@@ -137,7 +137,7 @@ def gathered_sum(dy: Tensor, x: Tensor, slot: Tensor, dtype: torch.dtype, rows: 
         block = dy[first : first + step]
         if rows is not None:
             block = columns(block, rows)
-        total += (columns(x[first : first + step], slot).to(dtype) * block).sum(0)
+        total += columns(x[first : first + step], slot).to(dtype).mul_(block).sum(0)
     return total
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fewtune.tuning.ops.cost import KEEP_SHARE
 from fewtune.tuning.ops.cpu import columns
 from fewtune.tuning.ops.operators import selected_gradient
 from fewtune.tuning.ops.places import SelectedPlaces
-
-# A copy of the hot columns is kept where it is at most this share of the input; above it the copy costs more
-# time than the bytes are worth, and the input itself is kept (by reference).
-KEEP_SHARE = 0.75
 
 
 def linear_keep(x: Tensor, places: SelectedPlaces, *, keep_whole: bool = False) -> Tensor:

@@ -19,7 +19,7 @@ class SelectedPlaces:
     averages or saves it. Values belong to connections in the order of `slot`: neuron by neuron, by column.
 
     A hot column is one that some neuron selected. Real selections use them very unevenly: with K = 1, eight columns of
-    a ViT's layer serve nine neurons in ten. The first `common` hot columns are each used by enough neurons for a dense
+    a ViT's layer serve nine neurons in ten. The first `common` hot columns are used by enough neurons for a dense
     product over them to pay; the connections to the rest are `rare` and are computed one by one.
 
     In a grouped convolution each group has columns of its own, so hot columns are counted over all groups:
@@ -35,6 +35,11 @@ class SelectedPlaces:
         common: how many of the hot columns a dense product is worth.
         rare: [R] which connections (positions in the flattened `slot`) have another column than those.
         rare_rows: [R] their neurons, ascending.
+        rare_slot: [R] 1 + their position in `hot`.
+        product_slot: 1 + `slot`, at most product_width - 1; shaped as `slot`.
+        product_width: of `fused.py`: the ones and the common columns, filled up to a multiple of `cost.LANES`.
+        columns_kept: of `fused.py`: what is gathered for the ones, the hot columns and what fills them up; None where
+            that would be nearly all of the input.
         hot_channels: [C] distinct input channels (over all groups) of the hot columns, ascending.
         hot_channel: [H] position in `hot_channels` of each hot column's channel.
         hot_tap: [H] kernel position of each hot column.
@@ -50,6 +55,10 @@ class SelectedPlaces:
     common: int
     rare: Tensor
     rare_rows: Tensor
+    rare_slot: Tensor
+    product_slot: Tensor
+    product_width: int
+    columns_kept: Tensor | None
     hot_channels: Tensor
     hot_channel: Tensor
     hot_tap: Tensor
@@ -89,8 +98,10 @@ class SelectedPlaces:
         hot, slot, uses = torch.unique(group * fan_in + columns, return_inverse=True, return_counts=True)
         uses, order = uses.sort(descending=True, stable=True)
         hot, slot = hot[order], order.argsort()[slot]
-        common = int((uses >= cost.uses_worth_a_product(neurons)).sum())
+        common = cost.worth_a_product(uses, neurons)
         rare = (slot >= common).nonzero().squeeze(1)
+        width, whole = cost.filled(1 + common), cost.filled(1 + len(hot))
+        kept = torch.cat([hot[:1], hot, hot[:1].expand(whole - 1 - len(hot))])
         channels = torch.div(hot, taps, rounding_mode="floor")
         hot_channels, hot_channel = torch.unique(channels, return_inverse=True)
         places = cls(
@@ -104,6 +115,10 @@ class SelectedPlaces:
             common=common,
             rare=rare,
             rare_rows=rows[rare],
+            rare_slot=1 + slot[rare],
+            product_slot=(1 + slot).clamp(max=width - 1).view(form),
+            product_width=width,
+            columns_kept=kept if groups == taps == 1 and whole <= cost.KEEP_SHARE * fan_in else None,
             hot_channels=hot_channels,
             hot_channel=hot_channel,
             hot_tap=hot - channels * taps,

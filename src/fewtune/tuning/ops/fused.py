@@ -1,0 +1,57 @@
+"""Weight and bias gradient of a linear layer from one product, on a CPU in one dtype: the way of nearly every layer.
+
+The forward pass keeps X' = [1, hot columns of x], so that P = dY^T X' holds the bias gradient in its first column and
+dV[o, k] = P[o, 1 + slot[o, k]]: dY, the largest tensor of the layer, is read once for both. X' is as wide as the
+library computes fast (a multiple of `cost.LANES`); columns that fill it up repeat a hot one and are never read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewtune.tuning.ops.cpu import BLOCK, columns, gathered_sum
+from fewtune.tuning.ops.places import SelectedPlaces
+
+
+def fusible(x: Tensor, weight: Tensor, values: Tensor, bias: Tensor | None, places: SelectedPlaces) -> bool:
+    """Whether all operands are of one dtype, float32 or more, on a CPU, and the copy is worth its bytes."""
+    dtypes = {x.dtype, weight.dtype, values.dtype} | ({bias.dtype} if bias is not None else set())
+    one = len(dtypes) == 1 and x.dtype in (torch.float32, torch.float64)
+    return one and x.device.type == "cpu" and places.columns_kept is not None and not torch.compiler.is_compiling()
+
+
+def fused_keep(x: Tensor, places: SelectedPlaces) -> Tensor:
+    """X' [N, W]: a column of ones and the hot columns of x [..., fan_in]."""
+    assert places.columns_kept is not None
+    kept = columns(x.reshape(-1, places.fan_in), places.columns_kept)
+    kept[:, 0] = 1
+    return kept
+
+
+def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[Tensor, Tensor]:
+    """The gradients of a layer's selected connections, shaped as `places.slot`, and of its bias, [neurons].
+
+    Args:
+        dy: dL/dy, [N, neurons].
+        kept: what `fused_keep` returned.
+        places: the selected connections.
+    """
+    first = kept[:, : places.product_width]
+    step = max(128, BLOCK // places.product_width)
+    blocks = [_product(dy, first, places, start, start + step) for start in range(0, places.neurons, step)]
+    dv, db = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*blocks, strict=True))
+    if places.rare.numel():
+        others = gathered_sum(dy, kept, places.rare_slot, dv.dtype, places.rare_rows)
+        dv.view(-1).index_copy_(0, places.rare, others)
+    return dv, db
+
+
+def _product(dy: Tensor, x: Tensor, places: SelectedPlaces, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """The same of neurons start to stop, the rare connections' entries arbitrary."""
+    stop = min(stop, places.neurons)
+    product = dy[:, start:stop].t() @ x
+    if places.rows is None:
+        return product.gather(1, places.product_slot[start:stop]), product[:, 0]
+    inside = slice(*torch.searchsorted(places.rows, torch.tensor([start, stop])).tolist())
+    return product[places.rows[inside] - start, places.product_slot[inside]], product[:, 0]
