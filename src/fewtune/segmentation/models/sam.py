@@ -13,7 +13,6 @@ from transformers.models.sam.modeling_sam import SamVisionAttention
 
 from fewtune.errors import ModelError
 
-
 DECODER_EPS = 1e-5
 """Of the norms in the mask decoder's transformer: the original's, with which the published weights were trained;
 transformers' configuration says 1e-6, which moves logits in the fifth digit."""
@@ -29,7 +28,9 @@ class RelativeAttention(SamVisionAttention):  # type: ignore[misc]
     .. math:: q \cdot k / \sqrt d + r_{y'} + s_{x'} = [q / \sqrt d, r, s] \cdot [k, e_{y'}, e_{x'}]
     """
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, None]:
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, output_attentions: bool | None = None
+    ) -> tuple[Tensor, None]:
         batch, height, width, _ = hidden_states.shape
         qkv = self.qkv(hidden_states).reshape(batch, height * width, 3, self.num_attention_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, channels] each
@@ -84,7 +85,8 @@ class SamSegmenter(nn.Module):
         self.checkpointing = False
         for layer in sam.vision_encoder.layers:
             layer.attn.__class__ = RelativeAttention
-        for layer in sam.mask_decoder.transformer.layers:
+        decoder: Any = sam.mask_decoder
+        for layer in decoder.transformer.layers:
             for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.layer_norm4):
                 norm.eps = DECODER_EPS
         _parameters_to_buffers(sam.prompt_encoder)
@@ -163,12 +165,14 @@ def resize(sam: SamModel, image_size: int) -> None:
     Raises:
         ModelError: the size is no multiple of the patch size.
     """
-    vision, prompt = sam.config.vision_config, sam.config.prompt_encoder_config
+    vision: Any = sam.config.vision_config
+    prompt: Any = sam.config.prompt_encoder_config
     patch = int(vision.patch_size)
     if image_size % patch or image_size < patch:
         near = max(1, round(image_size / patch)) * patch
         raise ModelError(f"image_size={image_size}: SAM's must be a multiple of {patch}; the nearest is {near}")
-    grid, encoder = image_size // patch, sam.vision_encoder
+    grid = image_size // patch
+    encoder: Any = sam.vision_encoder
     if encoder.pos_embed is not None:
         positions = encoder.pos_embed.detach().permute(0, 3, 1, 2)
         positions = F.interpolate(positions, size=(grid, grid), mode="bicubic", antialias=True)

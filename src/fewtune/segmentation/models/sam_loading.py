@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, SamConfig, SamModel
 
@@ -26,11 +27,11 @@ ARCHITECTURES = {
 same in the three."""
 
 
-def load_sam(source: str, config: SamConfig, *, image_size: int | None, pretrained: bool, seed: int) -> Segmenter:
-    """A SamModel of the hub or of a local folder ("hf:NAME"), or one with random weights."""
+def load_sam(source: str, config: Any, *, image_size: int | None, pretrained: bool, seed: int) -> Segmenter:
+    """A SamModel of the hub or of a local folder ("hf:NAME"), or one with random weights, by its SamConfig."""
     if pretrained:
         name = source.partition(":")[2]
-        load = {"config": config, "output_loading_info": True}
+        load: dict[str, Any] = {"config": config, "output_loading_info": True}
         sam, report = fetched(name, "its weights", lambda: SamModel.from_pretrained(name, **load))
         check_report(name, report, (), None)
     else:
@@ -38,12 +39,12 @@ def load_sam(source: str, config: SamConfig, *, image_size: int | None, pretrain
     return _segmenter(sam, source, image_size)
 
 
-def load_sam_file(path: str, config: SamConfig, *, image_size: int | None) -> Segmenter:
+def load_sam_file(path: str, config: Any, *, image_size: int | None) -> Segmenter:
     """The checkpoint file at `path`, in the original layout or transformers', read with weights_only=True, strictly.
 
     Args:
         path: a .pth or .safetensors file.
-        config: of the model that it holds; its image size is taken from the file.
+        config: the SamConfig of the model that it holds; its image size is taken from the file.
         image_size: side of the input; None means the file's own.
 
     Raises:
@@ -73,7 +74,7 @@ def sam_config(architecture: str) -> SamConfig | None:
     return SamConfig(vision_config={**vision, "global_attn_indexes": list(whole)})
 
 
-def random_sam(config: SamConfig, seed: int) -> SamModel:
+def random_sam(config: Any, seed: int) -> SamModel:
     """A SamModel with random weights, deterministic by `seed`; the configuration's own spread of 1e-10 for the image
     encoder, meant to be overwritten at once, would leave it dead."""
     config.vision_config.initializer_range = config.initializer_range
@@ -81,13 +82,13 @@ def random_sam(config: SamConfig, seed: int) -> SamModel:
         return SamModel(config)
 
 
-def _set_size(config: SamConfig, image_size: int) -> None:
+def _set_size(config: Any, image_size: int) -> None:
     prompt = config.prompt_encoder_config
     config.vision_config.image_size = prompt.image_size = image_size
     prompt.image_embedding_size = image_size // prompt.patch_size
 
 
-def _segmenter(sam: SamModel, source: str, image_size: int | None) -> Segmenter:
+def _segmenter(sam: Any, source: str, image_size: int | None) -> Segmenter:
     if image_size is not None and image_size != sam.config.vision_config.image_size:
         resize(sam, image_size)
     return Segmenter(
