@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -208,7 +209,7 @@ def _wrong(grid: Grid) -> Iterator[str]:
                 try:
                     known.recipe(task, method, _only_known(choice), grid.seeds[0], **more)
                 except FewtuneError as error:
-                    yield from str(error).partition(": ")[2].split("; ")
+                    yield from re.sub(r"^\d+ mistakes? in the configuration: ", "", str(error)).split("; ")
 
 
 def _known_part(part: Any) -> Any:

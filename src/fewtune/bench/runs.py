@@ -22,9 +22,10 @@ from fewtune.training.loaders import seed_all
 from fewtune.training.measure import reset_peak_memory
 from fewtune.training.module import NonFiniteLoss
 from fewtune.training.probabilities import pick_device
-from fewtune.training.protocol import Work, fit, prepare, train
-from fewtune.training.selecting import choose, score
+from fewtune.training.protocol import ImageWork, fit, prepare, train
+from fewtune.training.selecting import choose
 from fewtune.training.tuners import fit_linear
+from fewtune.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ def do(job: Job) -> str | None:
     return None
 
 
+def _prepared(recipe: Recipe) -> Work:
+    """Data and a fresh model, of the recipe's kind of task."""
+    if recipe.task == "segmentation":
+        from fewtune.segmentation.protocol import prepare as masks
+
+        return masks(recipe)
+    return prepare(recipe)
+
+
 def _begin(job: Job) -> RunFolder:
     """Write what is known before any work, or check that the run which lies there is this one."""
     folder = RunFolder(job.folder)
@@ -94,15 +104,15 @@ def _train(job: Job) -> None:
     """Train on training and validation images, take the last epoch, read the test set once."""
     folder = _begin(job)
     if job.scores is not None and not folder.selection.exists():
-        _select(job, prepare(job.recipe), folder)
+        _select(job, _prepared(job.recipe), folder)
         reset_peak_memory()
-    fit(job.recipe, folder.path, resume=True)
+    fit(job.recipe, folder.path, resume=True, prepared=_prepared)
 
 
 def _try_choice(job: Job) -> None:
     """Train on the training images and judge every epoch on the validation images; no test image is read."""
     folder, started = _begin(job), time.perf_counter()
-    work = prepare(job.recipe)
+    work = _prepared(job.recipe)
     work = replace(work, data=replace(work.data, test=None))
     if job.scores is not None and not folder.selection.exists():
         _select(job, work, folder)
@@ -116,17 +126,18 @@ def _try_choice(job: Job) -> None:
 
 def _candidates(work: Work, folder: RunFolder, choose_epochs: bool) -> list[dict[str, Any]]:
     """What this run gives to choose from: {"setting": …, "accuracy": …, "loss": …} of the validation images."""
-    if work.recipe.method == "linear":
+    if work.recipe.method == "linear" and isinstance(work, ImageWork):
         _, fitted = fit_linear(work)
         return [
             {"setting": {"regularisation": float(c)}, "accuracy": accuracy, "loss": fitted["losses"][c]}
             for c, accuracy in fitted["tried"].items()
         ]
-    history = train(work, folder).history
+    module = train(work, folder)
+    history, measure = module.history, f"val_{module.measure}"
     return [
         {
             "setting": {"stop_after": int(entry["epoch"]) + 1} if choose_epochs else {},
-            "accuracy": entry["val_accuracy"],
+            "accuracy": entry[measure],
             "loss": entry["val_loss"],
         }
         for entry in (history if choose_epochs else history[-1:])
@@ -139,7 +150,7 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
     assert path is not None
     if not path.exists():
         started = time.perf_counter()
-        scores = score(job.recipe, work.backbone, work.data.train, pick_device(job.recipe.accelerator))
+        scores = work.score(pick_device(job.recipe.accelerator))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, scores, {"seconds": str(time.perf_counter() - started)})
     tensors, header = read_tensors(path, ImportanceError)

@@ -40,9 +40,10 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self.workers:
+        started = [worker for worker in self.workers if worker.process.pid is not None]
+        for worker in started:
             worker.process.kill() if worker.job else worker.connection.send(None)
-        for worker in self.workers:
+        for worker in started:
             worker.process.join()
 
     def work_off(self, offer: Callable[[list[Job]], Job | None], done: Callable[[Job, str | None], None]) -> None:
