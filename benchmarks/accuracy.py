@@ -13,56 +13,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-ARCHIVES = {"flowers": "flowers5_128.zip", "trashnet": "trashnet_256.zip"}
-TITLES = {"flowers": "flowers, 5 kinds", "trashnet": "refuse (TrashNet), 6 kinds"}
+from photographs import ARCHIVES, ROOT, TITLES, one_thread, recipe, unpacked
+
 METHODS = ("linear", "bias", "gps", "full")
 NAMES = {"linear": "linear probe, converged", "bias": "biases", "gps": "GPS, K = 1", "full": "full fine-tuning"}
 RATES = {"bias": (1e-3, 3e-3), "gps": (1e-3, 3e-3), "full": (3e-5, 1e-4)}
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def unpacked(name: str, cache: Path) -> Path:
-    """The data set's class folders, unpacked once into the cache."""
-    target = cache / name
-    if not target.exists():
-        source = Path(os.environ.get("FEWTUNE_TEST_DATA", ROOT / "../shared/data")) / ARCHIVES[name]
-        partial = cache / f"{name}.partial"
-        with zipfile.ZipFile(source) as archive:
-            archive.extractall(partial)
-        partial.rename(target)
-    (folder,) = target.iterdir()
-    return folder
-
-
-def recipe(name: str, method: str, seed: int, folder: Path, **changed: Any) -> Any:
-    from fewtune.config import Recipe
-
-    values = {
-        "model": "demo:vit-small", "image_size": 98, "data": str(folder), "method": method, "seed": seed,
-        "limit_train": 1000, "limit_test": 1000, "test_fraction": 0.4, "val_fraction": 0.2, "batch_size": 16,
-        "augment": "plain", "cache": True, "warmup_epochs": 1, "accelerator": "cpu", "devices": 1,
-    }  # fmt: skip
-    return Recipe(**(values | changed))
-
-
-def one_thread() -> None:
-    """Two processes of one thread use two cores better than one process of two."""
-    import logging
-    import warnings
-
-    import torch
-
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 def search(name: str, method: str, cache: Path, out: Path) -> None:
@@ -75,7 +36,7 @@ def search(name: str, method: str, cache: Path, out: Path) -> None:
     from fewtune.training.search import search_recipe
 
     short = {"limit_train": 450, "val_fraction": 1 / 3, "search_epochs": 2, "batch_size": 8, "warmup_epochs": None}
-    wanted = recipe(name, method, 0, unpacked(name, cache), search_lr=RATES[method], search_k=(1.0,), **short)
+    wanted = recipe(unpacked(name, cache), method, 0, search_lr=RATES[method], search_k=(1.0,), **short)
     found = search_recipe(prepare(wanted))
     write_json(path, {"lr": found.best.lr, "tried": found.rows})
     print(f"{name}, {method}: learning rate {found.best.lr}", flush=True)
@@ -90,7 +51,7 @@ def run(name: str, method: str, seed: int, epochs: int, cache: Path, out: Path) 
         return
     lr = {} if method == "linear" else {"lr": json.loads((out / f"search-{name}-{method}.json").read_text())["lr"]}
     k = {"k": 1.0} if method == "gps" else {}
-    result = fit(recipe(name, method, seed, unpacked(name, cache), epochs=epochs, **lr, **k), folder, resume=True)
+    result = fit(recipe(unpacked(name, cache), method, seed, epochs=epochs, **lr, **k), folder, resume=True)
     test = result.metrics["test"]["accuracy"]
     print(f"{name}, {method}, seed {seed}: {100 * test['value']:.1f} %", flush=True)
 
