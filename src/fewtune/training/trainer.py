@@ -82,8 +82,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-class EpochLines(Callback):
-    """One line an epoch where no terminal shows a progress bar."""
+class EpochLines(Checkpoint):
+    """One line an epoch where no terminal shows a progress bar. A Checkpoint, since these run after the module has
+    added its line to the history."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """What chooses the epoch, and the loss; where nothing is kept for validation, the training loss."""
