@@ -80,6 +80,18 @@ def test_the_decoders_norms_are_the_originals(tmp_path: Path) -> None:
     assert norms == [1e-5] * 9
 
 
+def test_half_precision(segmenter: Segmenter) -> None:
+    model = segmenter.model
+    plain = model(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(images())
+        objective(model, images(), masks()).backward()
+    torch.testing.assert_close(mixed.float(), plain, rtol=0.1, atol=0.1 * plain.std().item())
+    assert all(p.grad.isfinite().all() for p in model.sam.vision_encoder.parameters())
+    half = model.bfloat16()(images(dtype=torch.bfloat16))
+    torch.testing.assert_close(half.float(), plain, rtol=0.1, atol=0.2 * plain.std().item())
+
+
 def test_roles(segmenter: Segmenter) -> None:
     """Image encoder selected from, neck and patch convolution too; tables, norms and positions frozen; decoder head;
     the prompt encoder holds no parameter."""

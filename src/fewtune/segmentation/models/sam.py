@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import SamModel
-from transformers.models.sam.modeling_sam import SamVisionAttention
+from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionSdpaAttention
 
 from fewtune.errors import ModelError
 
@@ -26,6 +26,8 @@ class RelativeAttention(SamVisionAttention):  # type: ignore[misc]
     attention, which scaled_dot_product_attention computes block by block:
 
     .. math:: q \cdot k / \sqrt d + r_{y'} + s_{x'} = [q / \sqrt d, r, s] \cdot [k, e_{y'}, e_{x'}]
+
+    For the layers that attend to the whole image: a window of 14 x 14 patches gains nothing by it.
     """
 
     def forward(  # type: ignore[override]
@@ -84,7 +86,7 @@ class SamSegmenter(nn.Module):
         self.sam = sam
         self.checkpointing = False
         for layer in sam.vision_encoder.layers:
-            layer.attn.__class__ = RelativeAttention
+            layer.attn.__class__ = SamVisionSdpaAttention if layer.window_size else RelativeAttention
         decoder: Any = sam.mask_decoder
         for layer in decoder.transformer.layers:
             for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.layer_norm4):
