@@ -88,9 +88,7 @@ IDENTICAL = ("adapter", "adapter-both", "lora", "spt-lora", "spt-adapter")
 """Methods after whose insertion the model gives the same outputs as before."""
 MERGED = ("lora", "ssf", "spt-lora")
 IMPOSSIBLE = {
-    (method, kind)
-    for method in ("vpt-shallow", "vpt-deep", "adapter-both")
-    for kind in ("convnext", "convnext-conv")
+    (method, kind) for method in ("vpt-shallow", "vpt-deep", "adapter-both") for kind in ("convnext", "convnext-conv")
 }
 PAIRS = [(method, kind) for method in METHODS for kind in SIZES if (method, kind) not in IMPOSSIBLE]
 

@@ -153,7 +153,7 @@ class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Conv2d(3, 4, 3)
-        self.head = nn.Linear(4, CLASSES := 5)
+        self.head = nn.Linear(4, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(x).mean((2, 3)))

@@ -217,7 +217,8 @@ def plan(
         rank: inner width of a branch.
 
     Raises:
-        ModelError: the model has no block that is known. TuningError: the budget is less than the class token alone.
+        ModelError: the model has no block that is known. TuningError: the budget is less than the class token alone,
+            or every sensitivity is zero.
     """
     names = candidates(model, anatomy, f"spt-{structure}")
     tokens = single_tokens(anatomy)
@@ -227,7 +228,10 @@ def plan(
     views = anatomy.views
     scores = [(views[n].matrix(found[n]) if n in views else found[n]).flatten() for n in names]
     ends = torch.tensor([len(score) for score in scores]).cumsum(0)
-    top = torch.cat(scores).topk(min(2 * budget, int(ends[-1]))).indices
+    values, top = torch.cat(scores).topk(min(2 * budget, int(ends[-1])))
+    top = top[values > 0]
+    if not len(top):
+        raise TuningError("the loss is sensitive to no parameter of the blocks; do they all lie behind a detach()?")
     owner = torch.bucketize(top, ends, right=True)
     costs = {name: _branch_cost(model, name, structure, rank) for name in names}
 

@@ -112,12 +112,11 @@ class MethodFile:
         width = max(map(len, counts))
         head = sum(counts[name] for name in self.shapes)
         share = 100 * (self.trained - head) / self.backbone_parameters
-        settings = ", ".join(
-            f"{key} {value}" for key, value in self.method.settings().items() if not isinstance(value, list)
-        )
+        settings = {key: value for key, value in self.method.settings().items() if not isinstance(value, list)}
+        said = ", ".join(f"{key}={value}" for key, value in settings.items()) or "nothing to set"
         return "\n".join(
             [
-                f"{self.method.name}: {settings or 'nothing to set'}",
+                f"{self.method.name}: {said}",
                 *(f"{name:<{width}}  {count:>9,}" for name, count in counts.items()),
                 f"trained: {self.trained:,}; without the head {self.trained - head:,} = {share:.3f} % of "
                 f"{self.backbone_parameters:,}",

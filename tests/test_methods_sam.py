@@ -1,0 +1,81 @@
+"""The methods in Segment Anything's image encoder, whose mask decoder is trained whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewtune.errors import ModelError
+from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, Method, load_method_file
+from fewtune.methods.spt import plan, sensitivity
+from fewtune.neurons import describe
+from fewtune.segmentation.models import Segmenter
+from segmenters import SIZE, small_sam
+
+METHODS: dict[str, Method] = {
+    "adapter": Adapter(4),
+    "adapter-both": Adapter(4, "both"),
+    "lora": LoRA(2),
+    "ssf": SSF(),
+}
+
+
+def images() -> Tensor:
+    return torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Segmenter:
+    return small_sam(tmp_path / "sam")
+
+
+def trained_step(tuner: Inserted, segmenter: Segmenter) -> None:
+    optimizer = torch.optim.AdamW(tuner.parameters(), lr=1e-2, weight_decay=0.1)
+    segmenter.model.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        segmenter.model(images()).square().mean().backward()
+        optimizer.step()
+    segmenter.model.eval()
+
+
+@pytest.mark.parametrize("name", [*METHODS, "spt-lora", "spt-adapter"])
+def test_a_method_in_the_image_encoder_trains_saves_and_loads(name: str, segmenter: Segmenter, tmp_path: Path) -> None:
+    model = segmenter.model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name.startswith("spt"):
+        anatomy = describe(model, segmenter.head)
+        batch = (images(), torch.zeros(1))
+        found = sensitivity(model, [batch], anatomy, lambda model, x, _: model(x).square().mean())
+        method: Method = plan(found, model, anatomy, structure=name[4:], budget=3_000, rank=2)  # type: ignore[arg-type]
+    else:
+        method = METHODS[name]
+    tuner = Inserted(model, segmenter.head, method)
+    trained_step(tuner, segmenter)
+    assert all(p.grad is not None for p in tuner.added.parameters().values())
+    tuner.delta().save(tmp_path / "task.safetensors")
+    with torch.no_grad():
+        expected = model(images())
+    fresh = small_sam(tmp_path / "again")
+    load_method_file(tmp_path / "task.safetensors").apply(fresh.model)
+    with torch.no_grad():
+        assert torch.equal(fresh.model.eval()(images()), expected)
+    plain = tuner.plain_state_dict()
+    changed = {key for key in before if not torch.equal(before[key], plain[key])}
+    assert all(
+        key.startswith(segmenter.head) or key in (*method.arrays(), *getattr(method, "whole", ())) for key in changed
+    )
+    if name in ("lora", "ssf", "spt-lora"):
+        merged = small_sam(tmp_path / "merged")
+        merged.model.load_state_dict(tuner.merged_state_dict(), strict=True)
+        with torch.no_grad():
+            torch.testing.assert_close(merged.model(images()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_prompts_do_not_go_into_its_grid(deep: bool, segmenter: Segmenter) -> None:
+    with pytest.raises(ModelError, match="take another method"):
+        Inserted(segmenter.model, segmenter.head, VPT(deep))
