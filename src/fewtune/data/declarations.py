@@ -132,8 +132,8 @@ _VTAB: dict[str, tuple[str, str, int, str, str]] = {
     "clevr_dist": ("Clevr/distance", "structured", 15000, "CC BY 4.0", "https://cs.stanford.edu/people/jcjohns/clevr/"),
     "dmlab": ("DMLab", "structured", 22735, "see the source page", "https://github.com/google-research/task_adaptation"),
     "kitti": ("KITTI/distance", "structured", 711, "CC BY-NC-SA 3.0", "https://www.cvlibs.net/datasets/kitti/"),
-    "dsprites_loc": ("dSprites/location", "structured", 73728, "see the source page", "https://github.com/google-deepmind/dsprites-dataset"),
-    "dsprites_ori": ("dSprites/orientation", "structured", 73728, "see the source page", "https://github.com/google-deepmind/dsprites-dataset"),
+    "dsprites_loc": ("dSprites/location", "structured", 73728, "Apache-2.0", "https://github.com/google-deepmind/dsprites-dataset"),
+    "dsprites_ori": ("dSprites/orientation", "structured", 73728, "Apache-2.0", "https://github.com/google-deepmind/dsprites-dataset"),
     "smallnorb_azi": ("SmallNORB/azimuth", "structured", 12150, "research use", "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/"),
     "smallnorb_ele": ("SmallNORB/elevation", "structured", 12150, "research use", "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/"),
 }  # fmt: skip
