@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -64,8 +64,8 @@ class LoRA(Method):
         """W + (alpha / r) B A."""
         from peft.tuners.lora import LoraLayer
 
+        layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
         return {
-            f"{name}.weight": plain[f"{name}.weight"] + module.get_delta_weight(ADAPTER).detach()  # type: ignore[operator]
-            for name, module in model.named_modules()
-            if isinstance(module, LoraLayer)
+            f"{name}.weight": plain[f"{name}.weight"] + layer.get_delta_weight(ADAPTER).detach()
+            for name, layer in layers.items()
         }
