@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.importance import pooled_features
+from fewtune.objectives import pooled_features
 
 
 class Plain(nn.Module):
@@ -25,6 +25,9 @@ def test_features_are_what_the_head_is_given() -> None:
     model, x = Plain(), torch.randn(5, 4)
     assert torch.equal(pooled_features(model, x, "last"), torch.tanh(model.body(x)))
     assert torch.equal(pooled_features(model, x, None), model(x))
+    model.last.forward = lambda input: nn.functional.linear(input, model.last.weight)  # type: ignore[method-assign]
+    model.forward = lambda x: model.last(input=torch.tanh(model.body(x)))  # type: ignore[method-assign]
+    assert torch.equal(pooled_features(model, x, "last"), torch.tanh(model.body(x))), "a head called by keyword"
     convolutional = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1), nn.Flatten())
     features = pooled_features(convolutional, torch.randn(2, 3, 5, 5), "2")
     assert features.shape == (2, 4)

@@ -4,15 +4,9 @@ from importlib.metadata import version
 
 from fewtune.delta import Delta, load_delta
 from fewtune.errors import FewtuneError
-from fewtune.importance import (
-    CrossEntropy,
-    Scores,
-    SupCon,
-    gradient_importance,
-    magnitude_importance,
-    random_importance,
-)
+from fewtune.importance import Scores, gradient_importance, magnitude_importance, random_importance
 from fewtune.neurons import Role
+from fewtune.objectives import CrossEntropy, SupCon
 from fewtune.selection import Overlap, Selection, select
 from fewtune.tuning import Tuner, attach
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.losses import supervised_contrastive_loss
-from fewtune.neurons import ASK_MODEL, Anatomy, AskModel, Role, describe, find_head
-
-Objective = Callable[[nn.Module, Any, Tensor], Tensor]
-Features = Callable[[nn.Module, Tensor], Tensor]
-HeadSpec = str | Iterable[str] | None | AskModel
+from fewtune.neurons import ASK_MODEL, Anatomy, HeadSpec, Role, describe
+from fewtune.objectives import Objective, SupCon, pooled_features
 
 
 class Scores(Mapping[str, Tensor]):
@@ -69,84 +63,6 @@ class Scores(Mapping[str, Tensor]):
 def _names(names: list[str], most: int = 5) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def pooled_features(model: nn.Module, images: Tensor, head: HeadSpec = ASK_MODEL) -> Tensor:
-    """The pooled features before the head, [batch, width], from the model's own interface.
-
-    timm: ``forward_head(forward_features(x), pre_logits=True)``; else what the head's first module is given; without
-    a head, the ``pooler_output`` of a transformers model, or the output itself where it is [batch, width].
-
-    Raises:
-        ImportanceError: none of these gives a [batch, width]; pass ``features=``.
-    """
-    names = find_head(model, head)
-    forward_features = getattr(model, "forward_features", None)
-    forward_head = getattr(model, "forward_head", None)
-    if callable(forward_features) and callable(forward_head) and "pre_logits" in _parameters_of(forward_head):
-        features = forward_head(forward_features(images), pre_logits=True)
-    elif names:
-        features = _input_of(model, model.get_submodule(names[0]), images)
-    else:
-        output = model(images)
-        features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ImportanceError(
-            f"{type(model).__name__} gave pooled features {got}; expected [batch, width]: "
-            "pass SupCon(features=callable(model, images))"
-        )
-    return features
-
-
-def _parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-def _input_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:
-    """What ``module`` is given when the model runs on ``images``."""
-    seen: list[Tensor] = []
-    with module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-        model(images)
-    return seen[0].flatten(1) if seen else None
-
-
-@dataclass(frozen=True)
-class SupCon:
-    """The supervised contrastive loss of a batch (Eq. 2), without any head.
-
-    Inputs are images [batch, ...], or a pair of views of the same images, both contrasted with all.
-
-    Under torch.distributed each process contrasts within its own batch: positives and negatives of other processes
-    are not seen, so the batch that counts is the one of a process.
-
-    Args:
-        temperature: tau; the published code uses 0.07.
-        base_temperature: tau_0, which only scales.
-        features: (model, images) -> [batch, width]; the model's own pooled features where left out.
-    """
-
-    temperature: float = 0.07
-    base_temperature: float = 0.07
-    features: Features | None = None
-
-    def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
-        views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        features = (self.features or pooled_features)(model, torch.cat(views))
-        return supervised_contrastive_loss(features, labels.repeat(len(views)), self.temperature, self.base_temperature)
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Cross-entropy through the model's head as it stands (the paper's "Head+CE" where the head is new)."""
-
-    label_smoothing: float = 0.0
-
-    def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
-        views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        output = model(torch.cat(views))
-        logits = output if isinstance(output, Tensor) else output.logits
-        return F.cross_entropy(logits, labels.repeat(len(views)), label_smoothing=self.label_smoothing)
 
 
 def gradient_importance(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.importance import HeadSpec, Scores
-from fewtune.neurons import ASK_MODEL, Role, describe
+from fewtune.importance import Scores
+from fewtune.neurons import ASK_MODEL, HeadSpec, Role, describe
 
 
 def difference_importance(

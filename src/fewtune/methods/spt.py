@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from fewtune.errors import ModelError, TuningError
 from fewtune.files import read_tensors, write_tensors
-from fewtune.importance import CrossEntropy, Objective
 from fewtune.methods.adapter import ATTRIBUTE as ADAPTER
 from fewtune.methods.adapter import Bottleneck, adapted
 from fewtune.methods.blocks import find_blocks, find_trunk
 from fewtune.methods.placing import Added, Method, place
 from fewtune.neurons import Anatomy, Places, Role
+from fewtune.objectives import CrossEntropy, Objective
 from fewtune.selection import Selection
 
 BATCHES = 8

@@ -13,15 +13,9 @@ from fewtune.data.split import Split
 from fewtune.data.transforms import two_views
 from fewtune.delta import load_delta
 from fewtune.errors import ConfigError
-from fewtune.importance import (
-    CrossEntropy,
-    Scores,
-    SupCon,
-    gradient_importance,
-    magnitude_importance,
-    random_importance,
-)
+from fewtune.importance import Scores, gradient_importance, magnitude_importance, random_importance
 from fewtune.models import Backbone
+from fewtune.objectives import CrossEntropy, SupCon
 from fewtune.oracle import difference_importance
 from fewtune.selection import Selection, select
 from fewtune.training.folder import RunFolder
