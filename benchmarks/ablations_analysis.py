@@ -12,7 +12,7 @@ from ablations_grid import BLOCKS, SEEDS, TASK, TRIALS, Draw, Trial, base_recipe
 SELECTION_BATCH = 32
 """The paper's batch; a selection's contrastive loss contrasts within it."""
 
-COMPARED = ("gradient", "cross-entropy", "magnitude")
+COMPARED = ("gradient", "cross-entropy")
 """Scores that are compared with the oracle's."""
 
 PARTS = {f"block {n + 1}": f"blocks.{n}.*" for n in range(BLOCKS)}

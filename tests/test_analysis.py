@@ -51,6 +51,11 @@ def test_only_the_order_counts_and_within_neurons_not_their_scale() -> None:
     assert all(value < 0.9 for value in apart.layers.values())
 
 
+def test_scores_in_bfloat16_are_compared() -> None:
+    a = scores_of({name: m.bfloat16() for name, m in matrices_of(scores_of(seed=1)).items()})
+    assert rank_correlation(a, scores_of(seed=1)).network == pytest.approx(1, abs=0.01)
+
+
 def test_scores_that_do_not_vary_have_no_correlation() -> None:
     flat = rank_correlation(scores_of(), _scores(torch.ones_like))
     assert isnan(flat.network)

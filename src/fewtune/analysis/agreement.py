@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
+from torch import Tensor
 
 from fewtune.errors import ImportanceError
 from fewtune.importance import Scores
+from fewtune.neurons import View
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def rank_correlation(first: Scores, second: Scores) -> RankCorrelation:
     if first.anatomy.views != second.anatomy.views or first.keys() != second.keys():
         raise ImportanceError("the two scores belong to different models: their weights differ")
     matrices = {
-        name: tuple(view.matrix(scores[name]).cpu().double().numpy() for scores in (first, second))
+        name: tuple(_matrix(view, scores[name]) for scores in (first, second))
         for name, view in first.anatomy.views.items()
         if name in first
     }
@@ -44,6 +47,11 @@ def rank_correlation(first: Scores, second: Scores) -> RankCorrelation:
     neurons = {name: _rows(a, b) for name, (a, b) in matrices.items()}
     together = (np.concatenate([pair[i].reshape(-1) for pair in matrices.values()])[None] for i in (0, 1))
     return RankCorrelation(_rows(*together), layers, neurons)
+
+
+def _matrix(view: View, score: Tensor) -> np.ndarray:
+    """A score as [neurons, fan_in], in float32 at least: NumPy has no bfloat16."""
+    return view.matrix(score).cpu().to(torch.promote_types(score.dtype, torch.float32)).numpy()
 
 
 def _rows(a: np.ndarray, b: np.ndarray) -> float:
