@@ -83,7 +83,8 @@ def load_linear(source: str, *, architecture: str | None, seed: int, **options: 
     # transformers has no classifier without classes: its own is loaded and left behind
     classes = None if of_transformers else 0
     loaded = load_backbone(source, num_classes=classes, architecture=architecture, seed=seed, **options)
-    backbone = _transformers_body(loaded.model) if of_transformers else _timm_body(loaded.model, loaded.source)
+    body: Any = loaded.model
+    backbone = body.base_model if of_transformers else _timm_body(body, loaded.source)
     feature_map = transformers_map if of_transformers else timm_map
     channels = _channels(backbone, feature_map, loaded.image_size, loaded.source)
     with seeded(seed):
@@ -109,14 +110,6 @@ def _timm_body(model: Any, source: str) -> nn.Module:
         )
     model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
     return model  # type: ignore[no-any-return]
-
-
-def _transformers_body(model: Any) -> nn.Module:
-    """The base model without its pooler."""
-    body = model.base_model
-    if isinstance(getattr(body, "pooler", None), nn.Module):
-        body.pooler = None
-    return body  # type: ignore[no-any-return]
 
 
 def _channels(backbone: nn.Module, feature_map: FeatureMap, image_size: int, source: str) -> int:
