@@ -166,7 +166,7 @@ class MethodKeys(_Keys):
     rank: int | None = Field(None, gt=0, description="lora: r, 16; spt-adapter, spt-lora: inner width, 8")
     alpha: float | None = Field(None, gt=0, description="lora: the scale is alpha / rank; left out, 1")
     bottleneck: int | None = Field(None, gt=0, description="adapter: inner width; left out, a 64th of the block's")
-    adapter_after: Literal["mlp", "both"] = Field("mlp", description="both: behind attention and feed-forward (Houlsby)")
+    adapter_after: Literal["mlp", "both"] = Field("mlp", description="both: behind attention too (Houlsby)")
     prompts: int | None = Field(None, gt=0, description="vpt-shallow: 200 where left out; vpt-deep: 50 a block")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="vpt-shallow, vpt-deep")
     spt_budget: int = Field(400_000, gt=0, description="spt-adapter, spt-lora: trained parameters, head aside")
