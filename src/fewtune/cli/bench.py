@@ -75,6 +75,45 @@ def table(
         to.write_text(text, encoding="utf-8")
 
 
+@app.command("cost")
+def cost(
+    methods: Annotated[list[str] | None, typer.Argument(help="Left out: all of the paper's cost figure.")] = None,
+    model: Annotated[str, typer.Option(help="As in `fewtune fit`.")] = "timm:vit_base_patch16_224",
+    batch: int = 32,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; left out, the model's own.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Real weights; times need none.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Times are medians over so many.")] = 10,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+    accelerator: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time and memory of training and inference, all methods side by side: the paper's cost figure."""
+    from fewtune.bench.cost import PAPER, Setting, measure
+    from fewtune.cli.output import print_json, print_table, size
+
+    setting = Setting(model, batch, image_size, pretrained=pretrained, accelerator=accelerator, threads=threads)
+    figures = measure(setting, methods or list(PAPER), rounds)
+    if as_json:
+        print_json({"model": model, "batch": batch, "rounds": rounds, "threads": threads, "figures": figures})
+        return
+    rows = [
+        {
+            "method": name,
+            "trained": f"{row['trained']:,}",
+            "%": f"{row['percent_of_backbone']:.2f}",
+            "train, ms": f"{row['train_ms']:.0f}",
+            "train, memory": size(row["train_peak_bytes"]),
+            "inference, ms": f"{row['inference_ms']:.0f}",
+            "inference, memory": size(row["inference_peak_bytes"]),
+            "selection, s": f"{row['selection_seconds']:.2f}",
+        }
+        for name, row in figures.items()
+    ]
+    print_table(rows, f"{model}, batch {batch}; memory is what a step needs beyond the model and what it holds already")
+
+
 def _show(progress: Any, folder: Path, as_json: bool) -> None:
     from fewtune.cli.output import print_json
 

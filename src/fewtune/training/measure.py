@@ -16,13 +16,25 @@ def peak_memory() -> int:
     """Bytes: the most that was allocated on the GPU where one is in use, else the process's largest resident set."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage's, this figure does not hold what a parent process needed before exec
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    told = _status("VmHWM:")  # unlike getrusage's, this figure does not hold what a parent process needed before exec
+    if told is not None:
+        return told
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_memory() -> int:
+    """Bytes that are held now: on the GPU where one is in use, else the process's resident set (0 if it is unknown)."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
+        return torch.cuda.memory_allocated()
+    return _status("VmRSS:") or 0
+
+
+def _status(key: str) -> int | None:
+    """Bytes that Linux says of this process; None elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), None)
 
 
 def reset_peak_memory() -> None:

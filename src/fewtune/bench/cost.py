@@ -1,0 +1,232 @@
+"""What training and inference cost, method by method: the paper's cost figure (Sec. 4.2).
+
+Batch 32, no mixed precision, VPT with 200 and 50 prompts. Times are of all methods side by side in one process: every
+round times one step of each, one after the other in an order that rotates, so that whatever else the machine does
+meets all alike; figures are medians over rounds. Memory is of a process for each method alone. Images are noise, so
+the connections that GPS selects are those of noise; on photographs fewer input channels are touched.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtune.config import Recipe, recipe_from
+from fewtune.errors import ConfigError, ModelError, TuningError
+from fewtune.importance import SupCon, gradient_importance
+from fewtune.methods import tuner_for
+from fewtune.models import Backbone, load_backbone, logits
+from fewtune.selection import Selection
+from fewtune.training.measure import held_memory, peak_memory, reset_peak_memory
+from fewtune.training.probabilities import pick_device
+from fewtune.training.selecting import choose
+
+PAPER: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "linear": {"method": "linear"},
+    "bias": {"method": "bias"},
+    "adapter": {"method": "adapter"},
+    "lora": {"method": "lora"},
+    "vpt-shallow": {"method": "vpt-shallow", "prompts": 200},
+    "vpt-deep": {"method": "vpt-deep", "prompts": 50},
+    "ssf": {"method": "ssf"},
+    "gps": {"method": "gps", "k": 1},
+}
+"""The methods of the figure, with its settings."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on."""
+
+    model: str
+    batch: int = 32
+    image_size: int | None = None
+    classes: int = 100
+    pretrained: bool = False
+    accelerator: str = "auto"
+    threads: int = 1
+    seed: int = 0
+
+    def recipe(self, method: str) -> Recipe:
+        """A recipe of one of the methods of `PAPER`."""
+        if method not in PAPER:
+            raise ConfigError(f"no cost is known of '{method}'; there are {', '.join(PAPER)}")
+        common = {"model": self.model, "image_size": self.image_size, "pretrained": self.pretrained, "seed": self.seed}
+        return recipe_from({**common, "data": "noise", **PAPER[method]})
+
+    def backbone(self) -> Backbone:
+        """The plain model, the same on every call."""
+        size, random = self.image_size, self.seed
+        return load_backbone(
+            self.model, num_classes=self.classes, image_size=size, pretrained=self.pretrained, seed=random
+        )
+
+    def batch_of_noise(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, S, S] and labels [B], the same on every call."""
+        size = self.backbone().image_size
+        generator = torch.Generator().manual_seed(self.seed)
+        images = torch.randn(self.batch, 3, size, size, generator=generator)
+        labels = torch.arange(self.batch) // 2 % self.classes  # pairs, so that the contrastive loss has positives
+        return images.to(device), labels.to(device)
+
+
+class Candidate:
+    """One method on one model, ready to train and to predict."""
+
+    def __init__(self, method: str, setting: Setting, images: Tensor, labels: Tensor) -> None:
+        recipe, backbone = setting.recipe(method), setting.backbone()
+        self.images, self.labels = images, labels
+        self.model = backbone.model.to(images.device)
+        self.seconds_to_select: float | None = None
+
+        def selection() -> Selection:
+            started = time.perf_counter()
+            scores = gradient_importance(self.model, [(images, labels)], SupCon(), backbone.head)
+            chosen = choose(recipe, scores)
+            self.seconds_to_select = time.perf_counter() - started
+            return chosen
+
+        def no_plan() -> Any:
+            raise ConfigError("spt is not measured here")
+
+        self.tuner = tuner_for(
+            recipe, self.model, backbone.head,
+            original=lambda: setting.backbone().model, selection=selection, plan=no_plan,
+        )  # fmt: skip
+        self.optimizer = torch.optim.Adam(self.tuner.param_groups(lr=1e-5))
+        self.setting = setting
+
+    def train_step(self) -> None:
+        """Forward, backward, one step of Adam."""
+        self.model.train()
+        F.cross_entropy(logits(self.model(self.images)), self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def deployed(self) -> nn.Module:
+        """The model as it is used after training: a plain one where the method can be worked into the weights."""
+        state = getattr(self.tuner, "merged_state_dict", getattr(self.tuner, "plain_state_dict", None))
+        if state is None:
+            return self.model.eval()
+        try:
+            merged = state()
+        except TuningError:
+            return self.model.eval()
+        plain = self.setting.backbone().model.to(self.images.device)
+        plain.load_state_dict(merged)
+        return plain.eval()
+
+
+def step_times(setting: Setting, methods: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Method -> trained, milliseconds of a training step and of inference on a batch, and seconds of selecting."""
+    device = pick_device(setting.accelerator)
+    torch.set_num_threads(setting.threads)
+    images, labels = setting.batch_of_noise(device)
+    candidates = {name: Candidate(name, setting, images, labels) for name in methods}
+    training = _interleaved({name: candidate.train_step for name, candidate in candidates.items()}, rounds, device)
+    models = {name: candidate.deployed() for name, candidate in candidates.items()}
+
+    def inference(model: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                model(images)
+
+        return run
+
+    predicting = _interleaved({name: inference(model) for name, model in models.items()}, rounds, device)
+    return {
+        name: {
+            "trained": candidate.tuner.trained,
+            "percent_of_backbone": 100 * candidate.tuner.trained / candidate.tuner.backbone_parameters,
+            "train_ms": 1e3 * training[name],
+            "inference_ms": 1e3 * predicting[name],
+            "selection_seconds": candidate.seconds_to_select or 0.0,
+        }
+        for name, candidate in candidates.items()
+    }
+
+
+def _interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Name -> median seconds over rounds, after a round that is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for number in range(rounds + 1):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            started = _now(device)
+            steps[name]()
+            taken[name].append(_now(device) - started)
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def memory(setting: Setting, method: str) -> dict[str, float]:
+    """Bytes of a method beyond those of the plain model: the peak of a training step, and of inference on a batch.
+
+    In a process of its own. On a CPU the resident set is counted, on a GPU what was allocated there.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_memory, args=(theirs, setting, method))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise ModelError(f"{method}: its process ended with status {process.exitcode}; too little memory?") from None
+    finally:
+        process.join()
+
+
+def _memory(connection: Any, setting: Setting, method: str) -> None:
+    device = pick_device(setting.accelerator)
+    torch.set_num_threads(setting.threads)
+    images, labels = setting.batch_of_noise(device)
+    candidate = Candidate(method, setting, images, labels)
+    figures = {"train_peak_bytes": _peak(candidate.train_step, device)}
+    model = candidate.deployed()
+    candidate.optimizer.state.clear()
+
+    def predict() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    figures["inference_peak_bytes"] = _peak(predict, device)
+    connection.send(figures)
+    connection.close()
+
+
+def _peak(step: Callable[[], None], device: torch.device) -> float:
+    """Bytes that a step needs at its peak beyond what is held before it."""
+    reset_peak_memory()
+    before = held_memory()
+    step()
+    return float(max(0, peak_memory() - before))
+
+
+def measure(setting: Setting, methods: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Method -> times and memory.
+
+    Raises:
+        ConfigError: a method is unknown.
+        ModelError: a method does not know the model's architecture.
+    """
+    for method in methods:
+        setting.recipe(method)
+    spaces = {method: memory(setting, method) for method in methods}
+    times = step_times(setting, methods, rounds)
+    return {method: {**times[method], **spaces[method]} for method in methods}

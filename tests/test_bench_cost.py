@@ -1,0 +1,55 @@
+"""The cost figure on a tiny model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewtune.bench.cost import PAPER, Candidate, Setting, memory, step_times
+from fewtune.errors import ConfigError
+from fewtune.models import logits
+
+SETTING = Setting("timm:test_vit", batch=8, image_size=32, classes=4, accelerator="cpu")
+
+
+def test_times_of_all_methods_side_by_side() -> None:
+    found = step_times(SETTING, list(PAPER), rounds=1)
+    assert list(found) == list(PAPER)
+    for row in found.values():
+        assert row["train_ms"] > 0
+        assert row["inference_ms"] > 0
+    assert found["full"]["percent_of_backbone"] > 100 > found["gps"]["percent_of_backbone"]
+    assert found["linear"]["trained"] == 4 * 65
+    assert found["gps"]["selection_seconds"] > 0
+    assert found["bias"]["selection_seconds"] == 0
+    blocks, width = 6, 64  # of test_vit
+    assert found["vpt-shallow"]["trained"] - found["linear"]["trained"] == 200 * width
+    assert found["vpt-deep"]["trained"] - found["linear"]["trained"] == 50 * blocks * width
+
+
+def test_a_step_trains_and_what_is_deployed_predicts_the_same() -> None:
+    images, labels = SETTING.batch_of_noise(torch.device("cpu"))
+    for method in PAPER:
+        candidate = Candidate(method, SETTING, images, labels)
+        before = [parameter.detach().clone() for parameter in candidate.tuner.parameters()]
+        candidate.train_step()
+        changed = [not torch.equal(a, b) for a, b in zip(before, candidate.tuner.parameters(), strict=True)]
+        assert any(changed), method
+        with torch.no_grad():
+            wanted = logits(candidate.model.eval()(images))
+            found = logits(candidate.deployed()(images))
+        assert torch.allclose(found, wanted, atol=1e-5), method
+
+
+@pytest.mark.slow
+def test_memory_is_of_a_process_of_its_own() -> None:
+    """Full fine-tuning holds a gradient of every weight, inference holds none."""
+    large = Setting("timm:vit_tiny_patch16_224", batch=8, image_size=64, classes=4, accelerator="cpu")
+    full, linear = memory(large, "full"), memory(large, "linear")
+    assert full["train_peak_bytes"] > linear["train_peak_bytes"]
+    assert full["train_peak_bytes"] > full["inference_peak_bytes"]
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no cost is known of 'gpss'"):
+        SETTING.recipe("gpss")
