@@ -98,7 +98,7 @@ def zero_shot(options: argparse.Namespace, size: int) -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image-size", type=int, default=98, help="pixels; a multiple of 14")
-    parser.add_argument("--images", type=int, default=300, help="training images, of which a fifth validate")
+    parser.add_argument("--images", type=int, default=200, help="training images, of which a fifth validate")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
