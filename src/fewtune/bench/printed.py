@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,10 +58,7 @@ class PaperTable:
         if row[self.label] in self.doubtful:
             return None
         by_key = {column.of[0]: self.value(row, title) for title, column in self.columns.items() if len(column.of) == 1}
-        values = [[by_key.get(key) for key in group] for group in self.computed[name]]
-        if any(value is None for group in values for value in group):
-            return None
-        return statistics.fmean(statistics.fmean(group) for group in values)  # type: ignore[type-var]
+        return mean_of([mean_of([by_key.get(key) for key in group]) for group in self.computed[name]])
 
 
 @cache
@@ -113,6 +110,12 @@ def expanded(names: Iterable[str]) -> tuple[str, ...]:
         assert members or name in DECLARATIONS, name
         keys += members or [name]
     return tuple(keys)
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is missing, or all are."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def plain(label: str) -> str:

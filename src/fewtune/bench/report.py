@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fewtune.bench.grid import Grid
-from fewtune.bench.printed import Column, PaperTable, numbers, paper_table, plain
+from fewtune.bench.printed import Column, PaperTable, mean_of, numbers, paper_table, plain
 from fewtune.bench.results import Cell, collect, difference
 from fewtune.bench.tables import Table
 from fewtune.config import Recipe
@@ -89,9 +89,9 @@ def _overview(grid: Grid, cells: Cells) -> Table:
     rows = []
     for method, part in grid.methods.items():
         found = [cells.get((task, method)) for task in grid.tasks]
-        means = [cell.mean for cell in found if cell is not None and cell.mean is not None]
-        mean = f"{100 * statistics.fmean(means):.2f}" if len(means) == len(found) else ""
-        rows.append((_title(part.title, method), *("" if cell is None else _accuracy(cell) for cell in found), mean))
+        mean = mean_of([None if cell is None else cell.mean for cell in found])
+        shown = ["" if cell is None else _accuracy(cell) for cell in found]
+        rows.append((_title(part.title, method), *shown, "" if mean is None else f"{100 * mean:.2f}"))
     columns = ("method", *(_title(task.title, name) for name, task in grid.tasks.items()), "mean")
     return Table("All tasks", columns, tuple(rows), ("mean ± standard deviation over seeds (their number)",))
 
@@ -210,8 +210,7 @@ def _own_cells(table: PaperTable, grid: Grid | None, method: str, cells: Cells, 
 
     def value(column: Column, of: tuple[str, ...]) -> float | None:
         found = [by_key.get((key, column.on or on)) for key in of]
-        values = [None if cell is None else WHAT.get(column.what, _ood(column.what))(cell) for cell in found]
-        return None if None in values or not values else statistics.fmean(values)  # type: ignore[type-var]
+        return mean_of([None if cell is None else WHAT.get(column.what, _ood(column.what))(cell) for cell in found])
 
     texts = []
     for name in table.header:
@@ -221,8 +220,8 @@ def _own_cells(table: PaperTable, grid: Grid | None, method: str, cells: Cells, 
             texts.append("" if found is None or column is None else _text(column.what, found, by_key, column, on))
     for groups in table.computed.values():
         whole = Column((), "accuracy", next(iter(table.columns.values())).on)
-        means = [value(whole, group) for group in groups]
-        texts.append("" if None in means else f"{statistics.fmean(means):.2f}")  # type: ignore[type-var]
+        mean = mean_of([value(whole, group) for group in groups])
+        texts.append("" if mean is None else f"{mean:.2f}")
     return texts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from dataclasses import dataclass
@@ -158,15 +157,3 @@ def to_json(grid: Grid, out: Path) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
-
-
-def failed_reason(folder: Path) -> str | None:
-    """The one line that says why a run failed; None where it did not."""
-    file = folder / "failed.txt"
-    return file.read_text(encoding="utf-8").partition("\n")[0] if file.exists() else None
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fewtune.bench.choosing import chosen
 from fewtune.bench.grid import Grid, write_grid
@@ -86,7 +87,7 @@ class _Foreman:
 
     def _recipe_of(self, run: Run) -> Recipe:
         """Its recipe, with what was chosen on validation images once that is finished."""
-        best = {}
+        best: dict[str, Any] = {}
         if run.needs:
             best, rows = chosen([self.progress.runs[name] for name in run.needs], self.out)
             if not self.quiet:

@@ -1,0 +1,156 @@
+"""The methods side by side on photographs of refuse; writes docs/peers.md, docs/peers.json and docs/peers.png.
+
+    python benchmarks/peers.py
+
+Runs the grid of benchmarks/peers.yaml (`fewtune bench run`), of which finished runs are skipped, then makes the page
+from all runs that are finished: a run that is missing shows as not yet measured. The photographs are found through
+FEWTUNE_TEST_DATA (default ../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from photographs import ROOT, unpacked
+
+GRID = ROOT / "benchmarks" / "peers.yaml"
+LACKING = {
+    "Adapter, VPT-shallow, SPT-Adapter, SPT-LoRA": "built and tested, not in this grid for want of time",
+    "GPS at K = 2 to 20, by layer and by network, by magnitude, by Head+CE": "see docs/ablations.md",
+    "flowers, textiles, and the paper's 24 tasks, CIFAR-100 and ImageNet-1k": "no other images in this grid",
+    "ViT-B/16, Swin-B, ConvNeXt-B": "no weights of theirs were at hand",
+    "100 epochs at 224 px": "two CPU cores do not do it; the paper's figures are not comparable with these",
+    "times and memory on a GPU": "no GPU was at hand",
+}
+"""What the page says is missing, and why."""
+
+
+def page(table: str, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
+    """The page's text."""
+    measured = [row for row in rows if row["mean"] is not None]
+    seeds = sorted({seed for row in measured for seed in row["seeds"]})
+    lines = [
+        "# The methods side by side",
+        "",
+        "Made by `python benchmarks/peers.py` from the grid [peers.yaml](../benchmarks/peers.yaml); the numbers are in",
+        "[peers.json](peers.json). These are fewtune's own measurements, none of them the paper's.",
+        "",
+        "- Backbone: `demo:vit-small`, a ViT-S/14 of DINOv2's design, fine-tuned for saliency by its publishers;",
+        "  98 px, ImageNet mean and standard deviation.",
+        "- Images: TrashNet. Each seed draws its own 200 training images; the 500 test images are the same. No",
+        "  augmentation. 5 epochs of Adam, batch 16, warm-up of one epoch, cosine: the paper trains for 100.",
+        "- Three learning rates for each method, the best by the accuracy on 40 validation images of seed 0 (runs of 3",
+        "  epochs on the other 160); then trained on all 200 images, the last epoch is taken and the test images are",
+        "  read once. The linear probe's regularisation is chosen in the same way. With 40 images a choice is coarse.",
+        f"- Seeds: {', '.join(map(str, seeds))}; as many as stand in brackets.",
+        "- Times: one CPU thread, two runs side by side on a machine that did other work too: compare them roughly.",
+        "",
+        table.replace("## ", "## Accuracy: ", 1).rstrip(),
+        "",
+        "![accuracy and trained parameters](peers.png)",
+        "",
+        *reading(measured),
+    ]
+    if cost:
+        lines += cost_lines(cost)
+    lines += ["## Not yet measured", ""]
+    lines += [f"- {what}: {why}." for what, why in LACKING.items()]
+    return "\n".join(lines) + "\n"
+
+
+def reading(rows: list[dict[str, Any]]) -> list[str]:
+    """What the intervals allow to say, in words that are made from them."""
+    lines = ["## What this says", ""]
+    for row in rows:
+        between = row.get("minus_gps")
+        if between is None:
+            continue
+        value, low, high = (100 * one for one in between)
+        told = "no difference can be told" if low <= 0 <= high else f"{'better' if low > 0 else 'worse'} than GPS"
+        points = f"{value:+.1f} points against GPS, 95 % interval {low:+.1f} to {high:+.1f}"
+        lines.append(f"- {row['method']}: {points}: {told}.")
+    lines += [
+        "",
+        "The intervals are of the test images alone; how far other training images lead elsewhere is told by the",
+        "standard deviations over seeds. One task with few images is no ranking of methods.",
+        "",
+    ]
+    return lines
+
+
+def cost_lines(cost: dict[str, Any]) -> list[str]:
+    """The table of `fewtune bench cost`."""
+    lines = [
+        f"## Cost: {cost['model']} at batch {cost['batch']}",
+        "",
+        f"`fewtune bench cost --json`: medians of {cost['rounds']} interleaved rounds, {cost['threads']} thread(s), no",
+        "mixed precision, 224 px. Memory is what a step needs beyond the model and what it holds already. VPT with",
+        "200 (shallow) and 50 (deep) prompts, as in the paper's figure. GPS selects on noise here, which touches more",
+        "input channels than photographs do. SSF, LoRA and GPS predict with plain weights.",
+        "",
+        "| method | trained | train, ms | train, MB | inference, ms | inference, MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in cost["figures"].items():
+        lines.append(
+            f"| {name} | {row['trained']:,} | {row['train_ms']:,.0f} | {row['train_peak_bytes'] / 1e6:,.0f} | "
+            f"{row['inference_ms']:,.0f} | {row['inference_peak_bytes'] / 1e6:,.0f} |"
+        )
+    return [*lines, ""]
+
+
+def draw(rows: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None:
+    """Test accuracy over trained parameters: every seed a dot, their mean a bar."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.6), constrained_layout=True)
+    for row in rows:
+        accuracies = [100 * value for value in row["accuracy"]]
+        colour = "tab:green" if row["method"] == "gps" else "tab:gray"
+        axes.plot([row["percent_of_backbone"]] * len(accuracies), accuracies, "o", color=colour, alpha=0.6)
+        axes.plot(row["percent_of_backbone"], 100 * row["mean"], "_", color="black", markersize=22)
+        axes.annotate(
+            titles[row["method"]], (row["percent_of_backbone"], 100 * row["mean"]), xytext=(14, -3),
+            textcoords="offset points", fontsize=9, color=colour if colour == "tab:green" else "black",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="trained parameters, % of the backbone", ylabel="test accuracy, %")
+    axes.margins(x=0.25, y=0.1)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/peers")
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs/photographs")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--report-only", action="store_true", help="write the page from runs that are finished")
+    parser.add_argument("--cost", type=Path, help="a file of `fewtune bench cost --json` to show on the page")
+    options = parser.parse_args()
+    from fewtune.bench.grid import read_grid
+    from fewtune.bench.report import grid_tables
+    from fewtune.bench.results import to_json
+    from fewtune.bench.run import run_grid
+    from fewtune.bench.tables import markdown
+
+    data = unpacked("trashnet", options.cache)
+    grid = read_grid(GRID, [f"tasks.refuse.data={data}", f"workers={options.workers}"])
+    if not options.report_only:
+        run_grid(grid, options.out)
+    rows = to_json(grid, options.out)
+    docs, kept = ROOT / "docs", ROOT / "docs/peers.json"
+    cost = json.loads(options.cost.read_text()) if options.cost else {}
+    if not cost and kept.exists():
+        cost = json.loads(kept.read_text()).get("cost", {})
+    kept.write_text(json.dumps({"grid": "benchmarks/peers.yaml", "results": rows, "cost": cost}, indent=1) + "\n")
+    (docs / "peers.md").write_text(page(markdown(grid_tables(grid, options.out)), rows, cost))
+    draw(rows, {name: method.title or name for name, method in grid.methods.items()}, docs / "peers.png")
+
+
+if __name__ == "__main__":
+    main()
