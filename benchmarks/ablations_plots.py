@@ -20,8 +20,9 @@ NEURONS = "within neurons"
 
 def draw_all(found: dict[str, Any], docs: Path) -> None:
     """Every plot for which there are figures."""
-    differences(found["trials"], docs / "ablations-differences.png")
-    amount(found["trials"], docs / "ablations-amount.png")
+    if "gps" in found["trials"]:
+        differences(found["trials"], docs / "ablations-differences.png")
+        amount(found["trials"], docs / "ablations-amount.png")
     if found["few_shot"]:
         few_shot(found["few_shot"], docs / "ablations-few-shot.png")
     if found["agreement"]:
