@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing
 from pathlib import Path
 
-from fewtune.config import DataKeys, MachineKeys, OptimiserKeys, Recipe, SearchKeys, SelectionKeys
+from fewtune.config import DataKeys, MachineKeys, MethodKeys, OptimiserKeys, Recipe, SearchKeys, SelectionKeys
 
 INTRODUCTION = """# Every setting of a run
 
@@ -24,6 +24,7 @@ a run stands in its `config.yaml`. This page is made by `python docs/make_recipe
 GROUPS = {
     "Data": DataKeys,
     "Selection": SelectionKeys,
+    "Other methods": MethodKeys,
     "Optimisation": OptimiserKeys,
     "Search": SearchKeys,
     "Machine": MachineKeys,

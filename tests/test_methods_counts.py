@@ -11,6 +11,7 @@ from torch import nn
 
 from fewtune.errors import TuningError
 from fewtune.methods import SSF, VPT, Adapter, LoRA, Method
+from fewtune.methods.bias import bias
 from fewtune.methods.spt import BATCHES, SPT, plan, sensitivity
 from fewtune.neurons import Places, Role, describe
 from methods_cases import HEADS, labels, pictures, plain_model
@@ -32,8 +33,10 @@ COUNTS: dict[tuple[str, Method], tuple[int, float]] = {
     (SWIN, SHALLOW): (25_600, 0.15),
     (SWIN, DEEP): (601_600, 0.81),
     (SWIN, SSF()): (274_432, 0.43),
+    (SWIN, LoRA()): (770_048, 1.01),
     (CONVNEXT, Adapter()): (345_498, 0.51),
     (CONVNEXT, SSF()): (260_608, 0.41),
+    (CONVNEXT, LoRA()): (2_887_680, 3.41),
 }
 
 
@@ -50,6 +53,14 @@ def test_trained_parameters_at_the_published_setting(architecture: str, method: 
     assert sum(math.prod(anatomy.shapes[name]) for name in anatomy.named(Role.HEAD)) == HEAD[architecture]
     share = 100 * (count + HEAD[architecture]) / anatomy.backbone_parameters
     assert round(share, 2) == percent
+
+
+@pytest.mark.parametrize(("architecture", "count", "percent"), [(SWIN, 239_716, 0.28), (CONVNEXT, 232_804, 0.27)])
+def test_biases_of_the_other_families(architecture: str, count: int, percent: float) -> None:
+    with torch.device("meta"):
+        selection = bias(timm.create_model(architecture, num_classes=100), (timm_head(architecture),))
+    assert selection.trained == count
+    assert round(100 * count / selection.anatomy.backbone_parameters, 2) == percent
 
 
 def timm_head(architecture: str) -> str:

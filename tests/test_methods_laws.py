@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -140,6 +141,45 @@ def test_autocast_and_drop_path(method: str, kind: str) -> None:
     F.cross_entropy(found.float(), labels()).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in tuner.parameters())
     assert found.dtype is torch.bfloat16
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in ("vit", "swin", "convnext")])
+def test_data_parallel_finds_every_trained_parameter_used(method: str, kind: str, group: None) -> None:
+    """DDP refuses the second step where a parameter had no part in the first."""
+    tuner = tuned(method, kind)
+    model = nn.parallel.DistributedDataParallel(tuner.model.train())
+    for _ in range(2):
+        F.cross_entropy(logits(model(pictures(kind))), labels()).backward()
+    assert all(parameter.grad is not None for parameter in tuner.parameters())
+
+
+@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in ("vit", "swin", "convnext")])
+def test_recomputed_activations_give_the_same_gradients(method: str, kind: str) -> None:
+    grown = []
+    for recompute in (False, True):
+        tuner = tuned(method, kind)
+        train(tuner, kind, 1)
+        tuner.model.set_grad_checkpointing(recompute)
+        tuner.model.train()
+        torch.manual_seed(0)
+        loss = F.cross_entropy(tuner.model(pictures(kind)), labels())
+        if recompute and (method, kind) == ("vpt-shallow", "swin"):
+            with pytest.raises(TuningError, match="leave checkpoint_activations out"):
+                loss.backward()
+            return
+        tuner.model.zero_grad()
+        loss.backward()
+        grown.append([parameter.grad for parameter in tuner.parameters()])
+    for plain, again in zip(*grown, strict=True):
+        torch.testing.assert_close(again, plain)
 
 
 @pytest.mark.parametrize(("method", "kind"), sorted(IMPOSSIBLE))

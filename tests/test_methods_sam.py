@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewtune.config import recipe_from
 from fewtune.errors import ModelError
-from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, Method, load_method_file
+from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, Method, MethodFile, load_method_file
 from fewtune.methods.spt import plan, sensitivity
 from fewtune.neurons import describe
+from fewtune.segmentation import evaluate, fit
 from fewtune.segmentation.models import Segmenter
-from segmenters import SIZE, small_sam
+from fewtune.segmentation.task import load_mask_task
+from masks import mask_folder
+from segmenters import SIZE, saved_sam, small_sam
 
 METHODS: dict[str, Method] = {
     "adapter": Adapter(4),
@@ -79,3 +83,20 @@ def test_a_method_in_the_image_encoder_trains_saves_and_loads(name: str, segment
 def test_prompts_do_not_go_into_its_grid(deep: bool, segmenter: Segmenter) -> None:
     with pytest.raises(ModelError, match="take another method"):
         Inserted(segmenter.model, segmenter.head, VPT(deep))
+
+
+@pytest.mark.parametrize("method", ["adapter", "lora", "ssf", "spt-lora"])
+def test_a_segmentation_run_and_its_task_file(method: str, tmp_path: Path) -> None:
+    recipe = recipe_from(
+        {
+            "task": "segmentation", "method": method, "model": saved_sam(tmp_path / "sam"), "image_size": SIZE,
+            "data": str(mask_folder(tmp_path / "data", 10)), "test_fraction": 0.3, "augment": "plain", "epochs": 1,
+            "batch_size": 2, "accelerator": "cpu", "rank": 2, "bottleneck": 2, "spt_budget": 3_000,
+        }
+    )  # fmt: skip
+    result = fit(recipe, tmp_path / "run")
+    task = load_mask_task(result.folder.delta)
+    assert isinstance(task.delta, MethodFile)
+    assert task.delta.trained == result.metrics["trained"]
+    again = evaluate(recipe.data, delta=result.folder.delta, batch_size=2, test_fraction=0.3, accelerator="cpu")
+    assert again.report.to_json() == result.metrics["test"]

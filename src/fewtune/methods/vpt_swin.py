@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, TuningError
 from fewtune.methods.blocks import Block, find_trunk
 from fewtune.methods.placing import Added, adopt
 
@@ -107,6 +107,11 @@ def enter(block: Any, inputs: tuple[Any, ...]) -> None:
     prompts: Prompts | None = getattr(block, ATTRIBUTE, None)
     if prompts is not None:
         stream.tokens = prompts(len(inputs[0]))
+    elif stream.tokens is None:  # this block runs alone: for the backward pass, once more
+        raise TuningError(
+            "vpt-shallow in a Swin cannot recompute activations, since prompts come from the block before: leave "
+            "checkpoint_activations out"
+        )
     stream.normed = block.norm1(stream.tokens)
 
 
