@@ -39,7 +39,7 @@ def page(table: str, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
         "[peers.json](peers.json). These are fewtune's own measurements, none of them the paper's.",
         "",
         "- Backbone: `demo:vit-small`, a ViT-S/14 of DINOv2's design, fine-tuned for saliency by its publishers;",
-        "  98 px, ImageNet mean and standard deviation.",
+        "  70 px, ImageNet mean and standard deviation.",
         "- Images: TrashNet. Each seed draws its own 200 training images; the 500 test images are the same. No",
         "  augmentation. 5 epochs of Adam, batch 16, warm-up of one epoch, cosine: the paper trains for 100.",
         "- Three learning rates for each method, the best by the accuracy on 40 validation images of seed 0 (runs of 3",
