@@ -52,8 +52,13 @@ def evaluate(
         "limit_test": limit_test,
     }  # fmt: skip
     if delta is None or model is not None or masks.of_masks(delta):
-        written = {"predictions": predictions, "sheet": sheet, "sheet_images": sheet_images, "as_json": as_json}
-        source = {"delta": delta, "model": model, "image_size": image_size, "architecture": arch}
+        written: dict[str, Any] = {
+            "predictions": predictions,
+            "sheet": sheet,
+            "sheet_images": sheet_images,
+            "as_json": as_json,
+        }
+        source: dict[str, Any] = {"delta": delta, "model": model, "image_size": image_size, "architecture": arch}
         masks.evaluate(data, **written, **source, **{**common, "batch_size": batch_size or 1})
         return
     if sheet is not None:

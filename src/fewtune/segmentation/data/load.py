@@ -58,7 +58,9 @@ def load_masks(
         data = replace(data, test=data.test.subset(_by_hash(data.test)[:limit_test]))
     if data.val is None and val_fraction:
         away = _drawn(len(data.train), max(1, round(val_fraction * len(data.train))), seed)
-        data = replace(data, train=_some(data, complement(away, len(data.train))), val=data.train.subset(sorted(away)))
+        data = replace(
+            data, train=_some(data, complement(np.asarray(away), len(data.train))), val=data.train.subset(sorted(away))
+        )
     return data
 
 

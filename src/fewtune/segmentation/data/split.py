@@ -56,14 +56,21 @@ class MaskSplit(Dataset):
     def subset(self, indices: Iterable[int]) -> MaskSplit:
         """The images at `indices`, in that order."""
         chosen = [int(i) for i in indices]
-        columns = (self.images, self.masks, self.names)
-        images, masks, names = ([column[i] for i in chosen] for column in columns)  # type: ignore[attr-defined]
-        return replace(self, images=images, masks=masks, names=names)
+        return replace(
+            self,
+            images=[self.images[i] for i in chosen],
+            masks=[self.masks[i] for i in chosen],
+            names=[self.names[i] for i in chosen],
+        )
 
     def joined(self, other: MaskSplit) -> MaskSplit:
         """These images, then those of another split."""
-        columns = ("images", "masks", "names")
-        return replace(self, **{key: [*getattr(self, key), *getattr(other, key)] for key in columns})
+        return replace(
+            self,
+            images=[*self.images, *other.images],
+            masks=[*self.masks, *other.masks],
+            names=[*self.names, *other.names],
+        )
 
     def check(self) -> None:
         """Decode every image and mask to its end; DataError of the first that is damaged, no mask, or of another
