@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, SamConfig, SamModel
 
 from fewtune.errors import ModelError
@@ -54,7 +55,9 @@ def load_sam_file(path: str, config: Any, *, image_size: int | None) -> Segmente
     positions = state.get("vision_encoder.pos_embed")
     if positions is not None and positions.ndim == 4:
         _set_size(config, int(positions.shape[1]) * int(config.vision_config.patch_size))
-    sam = random_sam(config, seed=0)
+    with torch.device("meta"):  # no random weights: every one comes from the file
+        sam = SamModel(config)
+    sam.to_empty(device="cpu")
     fit(sam, state, (), f"file:{path}")
     return _segmenter(sam, f"file:{path}", image_size)
 
