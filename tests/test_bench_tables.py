@@ -126,7 +126,7 @@ TABLE = Table("a < b", ("method", "one|two", "three"), (("x", "1", ""), ("y & z"
 def test_markdown() -> None:
     assert markdown([TABLE]).splitlines() == [
         "## a < b", "", "| method | both: one\\|two | both: three |", "|---|---:|---:|", "| x | 1 |  |",
-        "| **y & z** | **3** | **4** |", "", "- a note", "",
+        "| **y & z** | **3** | **4** |", "", "- a note",
     ]  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def paper_table(number: int) -> PaperTable:
         header=tuple(rows[0]) if rows else (),
         cells=tuple(rows),
         label=meaning.get("label", "Method"),
-        columns={name: _column(told, meaning.get("on")) for name, told in meaning.get("columns", {}).items()},
+        columns={name: _column(told, meaning.get("backbone")) for name, told in meaning.get("columns", {}).items()},
         computed={
             name: tuple(expanded(group) for group in groups) for name, groups in meaning.get("computed", {}).items()
         },
@@ -99,7 +99,7 @@ def paper_table(number: int) -> PaperTable:
 
 
 def _column(told: dict[str, Any], on: str | None) -> Column:
-    return Column(expanded(told["of"]), told.get("what", "accuracy"), told.get("on", on))
+    return Column(expanded(told["of"]), told.get("what", "accuracy"), told.get("backbone", on))
 
 
 def expanded(names: Iterable[str]) -> tuple[str, ...]:
