@@ -111,7 +111,7 @@ def draw(rows: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None
 
     figure, axes = plt.subplots(figsize=(8, 4.6), constrained_layout=True)
     for row in rows:
-        accuracies = [100 * value for value in row["accuracy"]]
+        accuracies = [100 * value for value in row["values"]]
         colour = "tab:green" if row["method"] == "gps" else "tab:gray"
         axes.plot([row["percent_of_backbone"]] * len(accuracies), accuracies, "o", color=colour, alpha=0.6)
         axes.plot(row["percent_of_backbone"], 100 * row["mean"], "_", color="black", markersize=22)

@@ -167,7 +167,7 @@ def test_results_and_tables(whole: tuple[Grid, Path]) -> None:
     gps, linear = cells["red", "gps"], cells["red", "linear"]
     metrics = [json.loads((out / f"red/gps/seed-{seed}/metrics.json").read_text()) for seed in (0, 1)]
     accuracies = [m["test"]["accuracy"]["value"] for m in metrics]
-    assert gps.accuracies == tuple(accuracies)
+    assert gps.values == tuple(accuracies)
     assert gps.mean == pytest.approx(sum(accuracies) / 2)
     assert gps.deviation == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     between = difference(out, linear, gps)

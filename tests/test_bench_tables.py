@@ -6,7 +6,9 @@ import csv
 import io
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ import pytest
 from fewtune.bench.grid import Grid, grid_from
 from fewtune.bench.printed import expanded, paper_table
 from fewtune.bench.report import backbone_name, beside, namesake, printed
-from fewtune.bench.results import Cell
+from fewtune.bench.results import Cell, difference
 from fewtune.bench.tables import Table, csv_text, html_page, markdown
 from fewtune.config import recipe_from
+from fewtune.errors import DataError
 from runs import fewtune
 
 VIT = "timm:vit_base_patch16_224.augreg_in21k"
@@ -95,6 +98,31 @@ def test_imagenet_and_its_kin() -> None:
     table = beside(paper_table(8), grid, {("imagenet-1k", "gps"): cell(grid, "imagenet-1k", "gps", 0.5, ood=ood)})
     ours = row_of(table, "gps (fewtune)")
     assert (ours["ImageNet-A"], ours["ImageNet-R"], ours["ImageNet-C"]) == ("25.00", "", "50.00")
+
+
+def test_differences_are_paired_by_image_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """Hits of labelled images, Dice of masks; the rows of two runs need not be in one order."""
+    grid = grid_over(("cifar-100",), gps={"method": "gps"}, full={"method": "full"})
+    hits = {"gps": {"a": "xx", "b": "xy", "c": "yy"}, "full": {"c": "yx", "a": "xx", "b": "xx"}}
+    for method, rows in hits.items():
+        for seed in (0, 1):
+            folder = tmp_path / "cifar-100" / method / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            lines = [f"{name},{pair[0]},{pair[1]},{0.1 * i}" for i, (name, pair) in enumerate(rows.items())]
+            (folder / "test_predictions.csv").write_text("\n".join(["file,label,prediction,dice", *lines]) + "\n")
+    gps, full = cell(grid, "cifar-100", "gps", 0.5, 0.5), cell(grid, "cifar-100", "full", 0.5)
+    between = difference(tmp_path, gps, full)
+    assert between is not None
+    assert between.value == pytest.approx((0 + 1 - 1) / 3)
+    masks = [replace(one, recipe=one.recipe.changed(task="segmentation", augment="none")) for one in (gps, full)]
+    dice = difference(tmp_path, masks[0], masks[1])
+    assert dice is not None
+    assert dice.value == pytest.approx(0.0)  # a: 0.1 - 0, b: 0.2 - 0.1, c: 0 - 0.2
+    assert dice.low < 0 < dice.high
+    other = tmp_path / "cifar-100/full/seed-0/test_predictions.csv"
+    other.write_text(other.read_text().replace("a,x", "z,x"))
+    with pytest.raises(DataError, match="different images"):
+        difference(tmp_path, gps, full)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,8 +119,13 @@ class Grid(BaseModel):
         given = {**self.settings, **where.settings, **how.settings}
         if where.recipe is None:
             return given
-        named = [f"method={given['method']}"] if "method" in given else []
-        return {**read([where.recipe, *named], data=where.root).model_dump(), **given}
+        return {**_by_name(where.recipe, given.get("method"), where.root).model_dump(), **given}
+
+
+@cache
+def _by_name(recipe: str, method: str | None, root: str | None) -> Recipe:
+    """A recipe of the paper's tables, for another method with that one's settings."""
+    return read([recipe, *([] if method is None else [f"method={method}"])], data=root)
 
 
 def read_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:

@@ -45,9 +45,10 @@ def printed(number: int) -> Table:
 
 def _task_table(grid: Grid, task: str, cells: Cells, out: Path) -> Table:
     base = cells.get((task, grid.baseline))
+    some = next(cell for key, cell in cells.items() if key[0] == task)
     against = f"minus {_title(grid.methods[grid.baseline].title, grid.baseline)} (95 % interval)"
     columns = (
-        "method", "chosen on validation", "test accuracy, mean ± sd (seeds)", against, "trained", "trained, %",
+        "method", "chosen on validation", f"test {some.measure}, mean ± sd (seeds)", against, "trained", "trained, %",
         "ms a training step", "ms a test image", "peak memory, MB", "selection, s", "task file, MB",
     )  # fmt: skip
     rows = []
@@ -74,7 +75,6 @@ def _task_table(grid: Grid, task: str, cells: Cells, out: Path) -> Table:
                 f"{cell.delta_bytes / 1e6:.2f}",
             )
         )
-    some = next(cell for key, cell in cells.items() if key[0] == task)
     tested = some.metrics[0].get("test", {}).get("images")
     notes = [
         f"{some.recipe.model}; {some.metrics[0].get('train_images')} training images (validation images included), "
@@ -104,7 +104,7 @@ def _accuracy(cell: Cell) -> str:
     if cell.mean is None:
         return ""
     spread = "" if cell.deviation is None else f" ± {100 * cell.deviation:.1f}"
-    return f"{100 * cell.mean:.1f}{spread} ({len(cell.accuracies)})"
+    return f"{100 * cell.mean:.1f}{spread} ({len(cell.values)})"
 
 
 def _number(value: float | None, scale: float, digits: int = 0) -> str:

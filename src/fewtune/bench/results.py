@@ -1,7 +1,8 @@
-"""What came out of a grid: accuracies over seeds, cost, and paired differences; only finished runs are read."""
+"""What came out of a grid: accuracy (or Dice) over seeds, cost, and paired differences; only finished runs are read."""
 
 from __future__ import annotations
 
+import csv
 import math
 import statistics
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from fewtune.bench.grid import Grid
 from fewtune.bench.plan import Run, plan
 from fewtune.bench.runs import read_json
 from fewtune.config import Recipe, read_recipe
+from fewtune.errors import DataError
 from fewtune.metrics import Interval, bootstrap
 from fewtune.training.folder import RunFolder
-from fewtune.training.probabilities import paired_hits
+from fewtune.training.probabilities import read_hits
+
+MEASURES = {"classification": "accuracy", "segmentation": "dice"}
+"""What is told of the test images of each kind of task."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,24 @@ class Cell:
     """Seconds of the pass over the training images that scores all connections; None where there is none."""
 
     @property
-    def accuracies(self) -> tuple[float, ...]:
-        """Test accuracy of each seed, 0..1; empty where there are no test images."""
-        return tuple(metrics["test"]["accuracy"]["value"] for metrics in self.metrics if "test" in metrics)
+    def measure(self) -> str:
+        """What of the test images is told: accuracy, or for masks Dice."""
+        return MEASURES[self.recipe.task]
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The measure of each seed, 0..1; empty where there are no test images."""
+        return tuple(metrics["test"][self.measure]["value"] for metrics in self.metrics if "test" in metrics)
 
     @property
     def mean(self) -> float | None:
-        """Mean test accuracy over seeds."""
-        return statistics.fmean(self.accuracies) if self.accuracies else None
+        """Mean over seeds."""
+        return statistics.fmean(self.values) if self.values else None
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation over seeds (n - 1); None with fewer than two."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def trained(self) -> int:
@@ -123,19 +133,31 @@ def _step_seconds(folder: RunFolder, metrics: dict[str, Any]) -> float | None:
 
 
 def difference(out: Path, first: Cell, second: Cell) -> Interval | None:
-    """Accuracy of `second` minus that of `first` on the same test images, over the seeds that both have.
+    """The measure of `second` minus that of `first` on the same test images, over the seeds that both have.
 
-    An image's value is the mean over seeds of the difference of its hits; the interval (95 %) is of the mean over
-    resampled images, so it says how far the test images leave room, not how far other seeds would. None where they
-    share no seed.
+    An image's value is the mean over seeds of the difference of its hits (of its Dice); the interval (95 %) is of the
+    mean over resampled images, so it says how far the test images leave room, not how far other seeds would. None
+    where they share no seed.
     """
     seeds = [seed for seed in first.seeds if seed in second.seeds]
-    if not seeds or not first.accuracies:
+    if not seeds or not first.values:
         return None
-    folders = [(out / c.task / c.method / f"seed-{seed}") for seed in seeds for c in (first, second)]
-    files = [RunFolder(folder).predictions for folder in folders]
-    pairs = [paired_hits(*files[i : i + 2]) for i in range(0, len(files), 2)]
-    return bootstrap(np.mean([b.astype(float) - a for a, b in pairs], axis=0))
+    differences = []
+    for seed in seeds:
+        a, b = (_by_image(out / cell.task / cell.method / f"seed-{seed}", cell.measure) for cell in (first, second))
+        if a.keys() != b.keys():
+            raise DataError(f"{first.method} and {second.method} were tested on different images of {first.task}")
+        differences.append([b[name] - a[name] for name in a])
+    return bootstrap(np.mean(differences, axis=0))
+
+
+def _by_image(folder: Path, measure: str) -> dict[str, float]:
+    """Name of a test image -> 1 or 0 for right or wrong, or its Dice."""
+    file = RunFolder(folder).predictions
+    if measure == "accuracy":
+        return read_hits(file)
+    with file.open(encoding="utf-8", newline="") as opened:
+        return {row["file"]: float(row[measure]) for row in csv.DictReader(opened)}
 
 
 def to_json(grid: Grid, out: Path) -> list[dict[str, Any]]:
@@ -148,7 +170,8 @@ def to_json(grid: Grid, out: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "task": task, "method": method, "model": cell.recipe.model, "seeds": list(cell.seeds),
-                "accuracy": list(cell.accuracies), "mean": cell.mean, "standard_deviation": cell.deviation,
+                "measure": cell.measure, "values": list(cell.values),
+                "mean": cell.mean, "standard_deviation": cell.deviation,
                 f"minus_{grid.baseline}": between and [between.value, between.low, between.high],
                 "test_images": cell.metrics[0].get("test", {}).get("images"), "chosen": cell.chosen,
                 "trained": cell.trained, "percent_of_backbone": cell.percent, "step_seconds": cell.step_seconds,

@@ -14,6 +14,7 @@ from typing import Any
 from fewtune.bench.choosing import chosen
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.plan import Run, plan
+from fewtune.bench.results import MEASURES
 from fewtune.bench.runs import Job, read_json
 from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
@@ -133,10 +134,11 @@ class _Foreman:
         if job.kind == "train":
             metrics = read_json(RunFolder(job.folder).metrics)
             test = metrics.get("test")
-            return "trained" if test is None else f"test accuracy {100 * test['accuracy']['value']:.1f} %"
+            measure = MEASURES[job.recipe.task]
+            return "trained" if test is None else f"test {measure} {100 * test[measure]['value']:.1f} %"
         judged = read_json(job.folder / "validation.json")["candidates"]
         best = max((candidate["accuracy"] for candidate in judged), default=None)
-        return "its loss became infinite" if best is None else f"best validation accuracy {100 * best:.1f} %"
+        return "its loss became infinite" if best is None else f"at best {100 * best:.1f} % on validation images"
 
     def _left(self) -> str:
         rest = len(self.progress.waiting)
