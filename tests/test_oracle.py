@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import fewtune
+from fewtune.analysis import rank_correlation
 from fewtune.config import recipe_from
 from fewtune.errors import ConfigError, DeltaError, ImportanceError
 from fewtune.oracle import difference_importance
 from fewtune.training import fit
 from runs import coloured_folder, tiny_recipe
-from scored import WEIGHTS, net
+from scored import WEIGHTS, batches, net
 
 
 def _moved(by: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -58,6 +59,25 @@ def test_states_that_are_no_full_fine_tuning_are_refused() -> None:
         difference_importance(*_moved({"linear.weight": torch.tensor(1.0)}))
     with pytest.raises(ImportanceError, match=r"not finite in conv\.weight"):
         difference_importance(model, {**tuned, "conv.weight": tuned["conv.weight"] * float("nan")})
+
+
+def _one_step(optimizer: type[torch.optim.Optimizer]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model, and the state of a copy after one step of full fine-tuning on all data."""
+    model, ((inputs, labels),) = net(), batches(1)
+    tuned = copy.deepcopy(model)
+    torch.nn.functional.cross_entropy(tuned(inputs), labels).backward()
+    optimizer(tuned.parameters(), lr=1e-2).step()  # type: ignore[call-arg]
+    return model, tuned.state_dict()
+
+
+def test_after_one_step_of_descent_the_oracle_is_the_gradient() -> None:
+    """The link that the paper's Eq. 3-4 make between the two holds exactly there; Adam's step cuts it at once."""
+    gradient = fewtune.gradient_importance(net(), batches(1), fewtune.CrossEntropy())
+    oracle = difference_importance(*_one_step(torch.optim.SGD))
+    assert rank_correlation(gradient, oracle).network == pytest.approx(1)
+    assert fewtune.select(oracle, k=2).places == fewtune.select(gradient, k=2).places
+    equal = difference_importance(*_one_step(torch.optim.Adam))
+    assert all(9e-3 < float(score.quantile(0.1)) <= float(score.max()) < 1.01e-2 for score in equal.values())
 
 
 @pytest.fixture(scope="module")
