@@ -95,7 +95,7 @@ def test_fit_evaluate_predict_through_the_command_line(
     assert all(values == pytest.approx(first[name], abs=1e-6) for name, values in again.items())
     assert "mDice" in run("evaluate", "--delta", delta, *common)
     with Image.open(sheet) as picture:
-        assert picture.height > 6 * 160
+        assert picture.height > 6 * 110
     masks = tmp_path / "masks"
     folder = images / "images"
     rows = json.loads(run("predict", folder, "--delta", delta, "--out", masks, "--accelerator", "cpu", "--json"))

@@ -67,7 +67,7 @@ def predict(delta: Path, images: list[Path], out: Path | None, *, as_json: bool,
     from fewtune.segmentation.prediction import predict as run
     from fewtune.training.files import csv_text
 
-    if out is None or out.suffix:
+    if out is None or out.suffix.lower() in (".csv", ".json"):
         raise typer.BadParameter(f"a task of segmentation draws masks: --out must be a folder for them, got {out}")
     rows = run(delta, images, out, **options)
     print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else csv_text(rows).rstrip())

@@ -26,6 +26,8 @@ def predict(
 
     from fewtune.cli import masks
 
+    if out is not None and out.suffix and out.suffix.lower() not in (".csv", ".json") and not out.is_dir():
+        raise typer.BadParameter(f"--out must end in .csv or .json, or be a folder for masks, got {out}")
     progress = logging.getLogger("fewtune").info
     common: dict[str, Any] = {"batch_size": batch_size or 32, "workers": workers, "accelerator": accelerator}
     if masks.of_masks(delta):
@@ -40,7 +42,7 @@ def predict(
         )
         return
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
-        raise typer.BadParameter(f"--out must end in .csv or .json, got {out}")
+        raise typer.BadParameter(f"a task of classification is written to a .csv or .json file, got {out}")
 
     from fewtune.training import predict as run
     from fewtune.training.files import csv_text, write_text

@@ -36,31 +36,41 @@ def error_picture(truth: np.ndarray, painted: np.ndarray) -> Image.Image:
 
 def draw_sheet(samples: Sequence[Sample], caption: str) -> Image.Image:
     """One row a sample, in the order given: image, truth, prediction (tinted), errors in colour."""
-    width = len(COLUMNS) * (SIDE + GAP) + GAP
-    row = SIDE + TEXT + GAP
-    sheet = Image.new("RGB", (width, 3 * TEXT + GAP + row * len(samples)), "white")
+    rows = [_pictures(sample) for sample in samples]
+    heights = [max(picture.height for picture in row) + TEXT + GAP for row in rows]
+    size = (len(COLUMNS) * (SIDE + GAP) + GAP, 3 * TEXT + GAP + sum(heights))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
+    _heading(draw, caption)
+    top = 3 * TEXT + GAP
+    for sample, row, height in zip(samples, rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (GAP + column * (SIDE + GAP) + (SIDE - picture.width) // 2, top))
+        draw.text((GAP, top + height - TEXT - GAP + 1), f"{sample.name}    {sample.words}", fill="black")
+        top += height
+    return sheet
+
+
+def _heading(draw: ImageDraw.ImageDraw, caption: str) -> None:
+    """What is shown, what the colours mean, what the columns are."""
     draw.text((GAP, 2), caption, fill="black")
-    legend = (("painted rightly", HIT), ("painted, and is ground", FALSE), ("object, and not painted", MISSED))
     left = GAP
+    legend = (("painted rightly", HIT), ("painted, and is ground", FALSE), ("object, and not painted", MISSED))
     for words, colour in legend:
         draw.rectangle((left, TEXT + 3, left + 9, TEXT + 12), fill=colour)
         draw.text((left + 14, TEXT + 2), words, fill="black")
         left += 30 + int(draw.textlength(words))
     for column, title in enumerate(COLUMNS):
         draw.text((GAP + column * (SIDE + GAP), 2 * TEXT + 2), title, fill="black")
-    for number, sample in enumerate(samples):
-        top = 3 * TEXT + GAP + number * row
-        truth = Image.fromarray(np.where(sample.truth, 255, 0).astype(np.uint8)).convert("RGB")
-        pictures = (sample.image, truth, overlay(sample.image, sample.painted),
-                    error_picture(sample.truth, sample.painted))  # fmt: skip
-        for column, picture in enumerate(pictures):
-            how = Image.Resampling.NEAREST if column in (1, 3) else Image.Resampling.BILINEAR
-            place = GAP + column * (SIDE + GAP)
-            fitted = _fitted(picture, how)
-            sheet.paste(fitted, (place + (SIDE - fitted.width) // 2, top + (SIDE - fitted.height) // 2))
-        draw.text((GAP, top + SIDE + 1), f"{sample.name}    {sample.words}", fill="black")
-    return sheet
+
+
+def _pictures(sample: Sample) -> list[Image.Image]:
+    """A sample's row, each picture at its size on the sheet."""
+    truth = Image.fromarray(np.where(sample.truth, 255, 0).astype(np.uint8)).convert("RGB")
+    errors = error_picture(sample.truth, sample.painted)
+    smooth, sharp = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    row = ((sample.image, smooth), (truth, sharp), (overlay(sample.image, sample.painted), smooth), (errors, sharp))
+    return [_fitted(picture, how) for picture, how in row]
 
 
 def _fitted(picture: Image.Image, how: Image.Resampling) -> Image.Image:
