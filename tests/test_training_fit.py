@@ -152,7 +152,7 @@ def test_search_scores_once_and_trains_with_the_best(images: Path, tmp_path: Pat
     monkeypatch.setattr(protocol, "score", counted)
     recipe = tiny_recipe(images, epochs=2, search_lr=[1e-6, 1e-2], search_k=[1, 3], search_epochs=2)
     result = fit(recipe, tmp_path / "run", search=True)
-    assert len(calls) == 1
+    assert len(calls) == 2  # once for all four pairs of the search, and once for the run with the best
     chosen = read_recipe([result.folder.config])
     with result.folder.search.open() as file:
         rows = list(csv.DictReader(file))
