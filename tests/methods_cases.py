@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewtune.errors import ModelError
 from fewtune.methods import SPT, SSF, VPT, Adapter, Inserted, LoRA, Method
-from fewtune.methods.spt import plan, sensitivity
+from fewtune.methods.spt_plan import plan, sensitivity
 from fewtune.models import logits
 from fewtune.neurons import describe
 

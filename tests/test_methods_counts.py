@@ -12,7 +12,8 @@ from torch import nn
 from fewtune.errors import TuningError
 from fewtune.methods import SSF, VPT, Adapter, LoRA, Method
 from fewtune.methods.bias import bias
-from fewtune.methods.spt import BATCHES, SPT, plan, sensitivity
+from fewtune.methods.spt import SPT
+from fewtune.methods.spt_plan import BATCHES, plan, sensitivity
 from fewtune.neurons import Places, Role, describe
 from methods_cases import HEADS, labels, pictures, plain_model
 

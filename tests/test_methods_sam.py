@@ -11,7 +11,7 @@ from torch import Tensor
 from fewtune.config import recipe_from
 from fewtune.errors import ModelError
 from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, Method, MethodFile, load_method_file
-from fewtune.methods.spt import plan, sensitivity
+from fewtune.methods.spt_plan import plan, sensitivity
 from fewtune.neurons import describe
 from fewtune.segmentation import evaluate, fit
 from fewtune.segmentation.models import Segmenter

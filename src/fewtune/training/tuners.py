@@ -11,7 +11,8 @@ import torch
 from fewtune.data import Split
 from fewtune.methods.choosing import SPT_RANK, tuner_for
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
-from fewtune.methods.spt import SPT, Structure, plan, sensitivity
+from fewtune.methods.spt import SPT, Structure
+from fewtune.methods.spt_plan import plan, sensitivity
 from fewtune.neurons import describe
 from fewtune.selection import Selection
 from fewtune.training.folder import RunFolder

@@ -1,0 +1,202 @@
+"""Where SPT's budget goes: the sensitivity of every parameter, and a plan from it (see `fewtune.methods.spt`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import TuningError
+from fewtune.methods.blocks import find_blocks, find_trunk
+from fewtune.methods.spt import SPT, Structure
+from fewtune.neurons import Anatomy, Role
+from fewtune.objectives import CrossEntropy, Objective
+
+BATCHES = 8
+"""Batches of training images that the sensitivity is summed over, as in SPT's code."""
+MATRIX_SHARE, VECTOR_SHARE = 10, 5
+"""A matrix is structured from a tenth of its branch's parameters on, a vector trained whole from a fifth of its own."""
+STEPS = 100
+VECTORS = (Role.BIAS, Role.NORM, Role.SCALE)
+
+
+def sensitivity(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    anatomy: Anatomy,
+    objective: Objective | None = None,
+    *,
+    most: int = BATCHES,
+) -> dict[str, Tensor]:
+    """The squared gradient of a batch's loss, summed over at most `most` batches, of every parameter outside the head.
+
+    The model runs in evaluation mode and is left as found. Under torch.distributed the processes' sums are added up.
+
+    Args:
+        model: plain, on the device of the batches.
+        batches: of (images, labels).
+        anatomy: of the model.
+        objective: cross-entropy through the head as it stands, where it is left out.
+
+    Raises:
+        TuningError: there is no batch, or a gradient is not finite.
+    """
+    objective = objective or CrossEntropy()
+    named = {n: p for n, p in model.named_parameters() if anatomy.roles.get(n) is not Role.HEAD}
+    flags = {name: parameter.requires_grad for name, parameter in named.items()}
+    device = next(iter(named.values())).device
+    total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    modes, seen = {module: module.training for module in model.modules()}, 0
+    model.eval()
+    try:
+        for parameter in named.values():
+            parameter.requires_grad_(True)
+        for images, labels in islice(batches, most):
+            with torch.enable_grad():
+                loss = objective(model, images.to(device), labels.to(device))
+                gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.detach() ** 2
+            seen += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, parameter in named.items():
+            parameter.requires_grad_(flags[name])
+    if not seen:
+        raise TuningError("the sensitivity needs at least one batch of training images, and got none")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in total.values():
+            torch.distributed.all_reduce(tensor)
+    if broken := [name for name, tensor in total.items() if not bool(tensor.isfinite().all())]:
+        raise TuningError(f"the gradient of {broken[0]} is not finite; look for NaN in the images")
+    return {name: tensor.cpu() for name, tensor in total.items()}
+
+
+def plan(
+    found: Mapping[str, Tensor], model: nn.Module, anatomy: Anatomy, *, structure: Structure, budget: int, rank: int
+) -> SPT:
+    """Where a budget of parameters goes, head aside.
+
+    Args:
+        found: of `sensitivity`.
+        model: the same model.
+        anatomy: of it.
+        structure: "lora" or "adapter".
+        budget: parameters.
+        rank: inner width of a branch.
+
+    Raises:
+        ModelError: the model has no block that is known. TuningError: the budget is less than the class token alone,
+            or every sensitivity is zero.
+    """
+    names = candidates(model, anatomy, f"spt-{structure}")
+    tokens = single_tokens(anatomy)
+    spent = sum(math.prod(anatomy.shapes[name]) for name in tokens)
+    if spent >= budget:
+        raise TuningError(f"spt_budget={budget:,} is less than the class token's {spent:,}; raise it")
+    ranking = _ranked(found, anatomy, names, 2 * budget)
+    costs = {name: _branch_cost(model, name, structure, rank) for name in names}
+    tops = sorted({math.ceil(len(ranking.top) * step / STEPS) for step in range(1, STEPS + 1)})
+    divisions = {tau: _divided(ranking.counts(tau), anatomy, costs) for tau in tops}
+    tau = min(tops, key=lambda tau: abs(spent + divisions[tau].total - budget))
+    best = divisions[tau]
+    layers = tuple(name.rpartition(".")[0] for name in best.structured)
+    places = {name: ranking.places(tau, name) for name in best.single}
+    return SPT(structure, rank, layers, (*tokens, *best.whole), places)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The most sensitive parameters, the first first.
+
+    names: where they may lie. starts: of each name's numbers in one row of all. top: positions in that row. owner: of
+    each, the number of its name.
+    """
+
+    names: list[str]
+    starts: list[int]
+    top: Tensor
+    owner: Tensor
+
+    def counts(self, tau: int) -> dict[str, int]:
+        """How many of the first tau lie in each."""
+        counted = torch.bincount(self.owner[:tau], minlength=len(self.names)).tolist()
+        return dict(zip(self.names, counted, strict=True))
+
+    def places(self, tau: int, name: str) -> Tensor:
+        """Which of one tensor's are among the first tau, increasing."""
+        number = self.names.index(name)
+        return (self.top[:tau][self.owner[:tau] == number] - self.starts[number]).sort().values
+
+
+@dataclass
+class _Division:
+    """Names of the weights with a branch, the vectors trained whole, the weights of single connections; parameters."""
+
+    structured: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+    single: list[str] = field(default_factory=list)
+    total: int = 0
+
+
+def _ranked(found: Mapping[str, Tensor], anatomy: Anatomy, names: list[str], most: int) -> _Ranking:
+    views = anatomy.views
+    scores = [(views[n].matrix(found[n]) if n in views else found[n]).flatten() for n in names]
+    ends = torch.tensor([len(score) for score in scores]).cumsum(0)
+    values, top = torch.cat(scores).topk(min(most, int(ends[-1])))
+    top = top[values > 0]
+    if not len(top):
+        raise TuningError("the loss is sensitive to no parameter of the blocks; do they all lie behind a detach()?")
+    starts = [int(end) - len(score) for end, score in zip(ends, scores, strict=True)]
+    return _Ranking(names, starts, top, torch.bucketize(top, ends, right=True))
+
+
+def _divided(counts: Mapping[str, int], anatomy: Anatomy, costs: Mapping[str, int | None]) -> _Division:
+    division = _Division()
+    for name, count in counts.items():
+        cost, size = costs[name], math.prod(anatomy.shapes[name])
+        if name not in anatomy.views:
+            if count * VECTOR_SHARE >= size:
+                division.whole.append(name)
+                division.total += size
+        elif cost is not None and count * MATRIX_SHARE >= cost:
+            division.structured.append(name)
+            division.total += cost
+        elif count:
+            division.single.append(name)
+            division.total += count
+    return division
+
+
+def candidates(model: nn.Module, anatomy: Anatomy, method: str) -> list[str]:
+    """What the budget may go to: weights and vectors of the blocks, and the encoder's other norms."""
+    inside = tuple(f"{block.name}." for block in find_blocks(model, method))
+    prefix, _ = find_trunk(model, method)
+    return [
+        name
+        for name in anatomy.shapes
+        if (name.startswith(inside) and (name in anatomy.views or anatomy.roles[name] in VECTORS))
+        or (name.startswith(prefix) and anatomy.roles.get(name) is Role.NORM)
+    ]
+
+
+def single_tokens(anatomy: Anatomy) -> tuple[str, ...]:
+    """Class tokens and their kin: embeddings of one token, [1, 1, width]."""
+    return tuple(name for name in anatomy.named(Role.EMBEDDING) if anatomy.shapes[name][:-1] == (1, 1))
+
+
+def _branch_cost(model: nn.Module, name: str, structure: Structure, rank: int) -> int | None:
+    """Parameters of a branch of this weight; None where it can have none."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    if not isinstance(layer, nn.Linear) or not name.endswith("weight"):
+        return None
+    if structure == "lora":
+        return rank * (layer.in_features + layer.out_features)
+    return 2 * rank * layer.out_features + rank + layer.out_features
