@@ -19,7 +19,7 @@ import miniatures
 from fewtune.cli.app import app
 from fewtune.errors import DataError
 from fewtune.segmentation.data import load_masks, open_mask
-from fewtune.segmentation.data.transforms import Input, Joint
+from fewtune.segmentation.data.transforms import Input, Joint, mask_at
 from fewtune.training.loaders import image_loader
 from masks import mask_folder, scene, write_scene
 
@@ -199,6 +199,19 @@ def test_image_and_mask_are_flipped_together() -> None:
     tensor, size = Input(spec)(image)
     assert torch.equal(tensor, plain[0])
     assert size.tolist() == [30, 40]
+
+
+@pytest.mark.parametrize("size", [15, 24, 97, 200])
+def test_a_resized_mask_stays_where_it_was(size: int) -> None:
+    """The nearest pixel, which torchvision takes, moves it by half a pixel of the new size."""
+    mask = np.zeros((90, 120), dtype=bool)
+    mask[30:60, 40:80] = True
+    small = mask_at(mask, (size, size))[0]
+    assert set(small.unique().tolist()) == {0.0, 1.0}
+    place = (torch.arange(size) + 0.5) / size
+    centre = [float((small.sum(axis) * place).sum() / small.sum()) for axis in (0, 1)]
+    assert centre == pytest.approx([0.5, 0.5], abs=0.05 / size)
+    assert float(small.mean()) == pytest.approx(mask.mean(), rel=2.5 / (size / 3))
 
 
 def test_loader_gives_batches_and_draws_by_epoch(tmp_path: Path) -> None:

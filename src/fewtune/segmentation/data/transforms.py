@@ -37,13 +37,14 @@ class Joint:
     """(PIL RGB image, bool mask [H, W]) -> (image [3, S, S], normalised; mask [1, S, S] of 0 and 1), both float32."""
 
     def __init__(self, kind: Kind, spec: MaskInput) -> None:
-        resize = _resize(spec)
-        self.steps = v2.Compose([resize, v2.RandomHorizontalFlip()]) if kind == "flip" else resize
-        self.normalise = _normalise(spec)
+        self.size = (spec.image_size, spec.image_size)
+        self.resize, self.normalise = _resize(spec), _normalise(spec)
+        self.flip = v2.RandomHorizontalFlip() if kind == "flip" else v2.Identity()
 
     def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[Tensor, Tensor]:
-        pair = self.steps(tv_tensors.Image(v2.functional.pil_to_tensor(image)), tv_tensors.Mask(mask[None]))
-        return self.normalise(pair[0]).as_subclass(torch.Tensor), pair[1].as_subclass(torch.Tensor).float()
+        pixels = self.resize(tv_tensors.Image(v2.functional.pil_to_tensor(image)))
+        pixels, truth = self.flip(pixels, tv_tensors.Mask(mask_at(mask, self.size)))
+        return self.normalise(pixels).as_subclass(torch.Tensor), truth.as_subclass(torch.Tensor)
 
 
 class Input:
@@ -57,8 +58,16 @@ class Input:
         return tensor.as_subclass(torch.Tensor), torch.tensor([image.height, image.width])
 
 
+def mask_at(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A bool mask [H, W] at another size, float [1, h, w] of 0 and 1: on where half of a pixel's surroundings is.
+
+    Not the nearest pixel, as v2 takes it for masks: that moves a mask by half a pixel where it is made smaller.
+    """
+    share = v2.functional.resize(torch.from_numpy(mask)[None].float(), list(size), antialias=True)
+    return (share >= 0.5).float()
+
+
 def _resize(spec: MaskInput) -> v2.Resize:
-    """Antialiased for images; nearest for masks, as v2 does of itself."""
     return v2.Resize((spec.image_size, spec.image_size), InterpolationMode(spec.interpolation), antialias=True)
 
 
