@@ -151,6 +151,18 @@ def test_other_methods(images: Path, tmp_path: Path, method: str) -> None:
     assert {"linear": trained == decoder, "bias": decoder < trained < whole / 20, "full": trained == whole}[method]
 
 
+@pytest.mark.parametrize("method", ["lora", "adapter", "ssf", "vpt-deep"])
+def test_methods_that_add_modules(images: Path, tmp_path: Path, method: str) -> None:
+    """Their task files are evaluated and drawn from like those of GPS."""
+    result = fit(recipe(images, method=method, lr=1e-3, epochs=1), tmp_path / method)
+    found = evaluate(str(images), delta=result.folder.delta, test_fraction=0.25, accelerator="cpu")
+    assert found.report.to_json()["mae"] == pytest.approx(result.metrics["test"]["mae"], abs=1e-6)
+    rows = json.loads(
+        run("predict", images / "images/scene00.png", "--delta", result.folder.delta, "--out", tmp_path, "--json")
+    )
+    assert Path(rows[0]["mask"]).is_file()
+
+
 def test_a_killed_run_goes_on_with_equal_numbers(images: Path, tmp_path: Path, monkeypatch: Any) -> None:
     whole = fit(recipe(images, drop_path=0.1), tmp_path / "whole")
     step, made = MaskLearner.training_step, []
