@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fewtune import load_delta
@@ -112,6 +113,22 @@ def test_fit_evaluate_predict_through_the_command_line(
         number = int(Path(name).stem[-2:])
         truth = scene(number, 36 + number % 5, 28 + number % 3)[1]
         assert dice(painted > 0, truth) == pytest.approx(values["dice"], abs=1e-6)
+
+
+def test_export_of_a_task(trained: tuple[Path, dict], images: Path, tmp_path: Path) -> None:
+    out, delta = tmp_path / "tuned.safetensors", trained[0] / "delta.safetensors"
+    run("delta", "export", delta, "--out", out)
+    segmenter = load_segmenter("timm:test_vit", image_size=64, pretrained=False)
+    segmenter.model.load_state_dict(load_file(out), strict=True)
+    files = sorted((images / "images").iterdir())[:2]
+    maps = (list(probability_maps(one, files, torch.device("cpu"))) for one in
+            (segmenter, load_mask_task(delta).segmenter))  # fmt: skip
+    assert all(np.array_equal(a, b) for a, b in zip(*maps, strict=True))
+    assert "timm:test_vit" in run("delta", "inspect", delta)
+    for arguments in (["apply", delta, out], ["revert", delta, out]):
+        done = CliRunner().invoke(app, ["delta", *map(str, arguments), "--out", str(tmp_path / "x.safetensors")])
+        assert isinstance(done.exception, DeltaError)
+        assert "is of a segmentation run" in str(done.exception)
 
 
 def test_zero_shot_and_comparison(trained: tuple[Path, dict], images: Path, tmp_path: Path) -> None:

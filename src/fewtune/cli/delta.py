@@ -45,10 +45,14 @@ def export(file: TaskFile, out: Out, as_json: AsJson = False) -> None:
     """Write the tuned model as a plain checkpoint, which timm (or its own library) loads strictly."""
     import logging
 
+    from fewtune.cli import masks
     from fewtune.cli.output import print_json
     from fewtune.training.checkpoints import export as run
 
     _must_be_safetensors(out)
+    if masks.of_masks(file):
+        masks.export(file, out, logging.getLogger("fewtune").info, as_json)
+        return
     backbone = run(file, out, logging.getLogger("fewtune").info)
     described = backbone.describe()
     if as_json:

@@ -71,3 +71,18 @@ def predict(delta: Path, images: list[Path], out: Path | None, *, as_json: bool,
         raise typer.BadParameter(f"a task of segmentation draws masks: --out must be a folder for them, got {out}")
     rows = run(delta, images, out, **options)
     print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else csv_text(rows).rstrip())
+
+
+def export(delta: Path, out: Path, progress: Progress, as_json: bool) -> None:
+    """Write the tuned segmenter's plain state, which the model of `fewtune.segmentation.models` loads strictly."""
+    from fewtune.cli.output import print_json
+    from fewtune.segmentation.task import load_mask_task
+    from fewtune.training.checkpoints import save_state
+
+    task = load_mask_task(delta, progress)
+    save_state(task.plain_state_dict(), out)
+    described = task.segmenter.describe()
+    if as_json:
+        print_json({"file": str(out), "backbone": described})
+    else:
+        print(f"{out}: {described['source']}, a mask an image, {task.segmenter.image_size} px")

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fewtune.delta import Delta
 from fewtune.errors import DeltaError
-from fewtune.methods import MethodFile, load_task_file
+from fewtune.methods import Inserted, MethodFile, load_task_file
 from fewtune.segmentation.models import Segmenter, segmenter_from_description
 
 CLASS_NAMES = ("background", "object")
@@ -17,10 +19,22 @@ CLASS_NAMES = ("background", "object")
 
 @dataclass(frozen=True)
 class MaskTask:
-    """A segmenter to which a task file has been applied."""
+    """A segmenter to which a task file has been applied.
+
+    `tuner` is that of a method which adds modules to the model; None where the segmenter stays a plain model.
+    """
 
     delta: Delta | MethodFile
     segmenter: Segmenter
+    tuner: Inserted | None = None
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The state of the tuned segmenter's model, without added modules: these are merged.
+
+        Raises:
+            TuningError: the method's modules cannot be merged.
+        """
+        return self.segmenter.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
 
 
 def is_mask_task(metadata: dict[str, Any]) -> bool:
@@ -39,6 +53,6 @@ def load_mask_task(path: str | Path, progress: Callable[[str], None] | None = No
     if not is_mask_task(delta.metadata) or "backbone" not in delta.metadata:
         raise DeltaError(f"{path} is no task file of a segmentation run; it does not name a segmenter")
     segmenter = segmenter_from_description(delta.metadata["backbone"], progress)
-    delta.apply(segmenter.model)
+    tuner = delta.apply(segmenter.model)
     segmenter.model.eval()
-    return MaskTask(delta, segmenter)
+    return MaskTask(delta, segmenter, tuner)

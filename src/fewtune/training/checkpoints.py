@@ -14,7 +14,7 @@ from fewtune.errors import DeltaError
 from fewtune.files import write_tensors
 from fewtune.models import Backbone, backbone_from_description
 from fewtune.models.checkpoint import fit, read_state
-from fewtune.training.task import load_task
+from fewtune.training.task import load_task, must_classify
 
 Progress = Callable[[str], None]
 
@@ -95,6 +95,7 @@ def save_state(state: dict[str, Tensor], out: Path) -> None:
 def _description(delta: Delta, path: Path) -> dict[str, Any]:
     if not {"backbone", "class_names"} <= set(delta.metadata):
         raise DeltaError(f"{path} does not name its backbone; apply it in Python to the model that it was made for")
+    must_classify(delta.metadata, path)
     return delta.metadata["backbone"]
 
 

@@ -55,6 +55,13 @@ def describe_task(recipe: Recipe, backbone: Any, class_names: tuple[str, ...], *
     }
 
 
+def must_classify(metadata: dict[str, Any], path: str | Path) -> None:
+    """DeltaError where a task file is of another kind of task than classification."""
+    kind = metadata.get("task", "classification")
+    if kind != "classification":
+        raise DeltaError(f"{path} is of a {kind} run, expected one of classification; see fewtune.{kind}")
+
+
 def load_task(path: str | Path, progress: Callable[[str], None] | None = None) -> Task:
     """Make the backbone that a task file names and apply the file to it.
 
@@ -69,6 +76,7 @@ def load_task(path: str | Path, progress: Callable[[str], None] | None = None) -
             f"{path} does not say its {' and '.join(lacking)}; it was saved without metadata, so apply it in Python "
             "to the model that it was made for"
         )
+    must_classify(delta.metadata, path)
     class_names = tuple(str(name) for name in delta.metadata["class_names"])
     backbone = backbone_from_description(delta.metadata["backbone"], len(class_names), progress)
     tuner = delta.apply(backbone.model)
