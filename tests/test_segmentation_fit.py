@@ -101,9 +101,9 @@ def test_fit_evaluate_predict_through_the_command_line(
     folder = images / "images"
     rows = json.loads(run("predict", folder, "--delta", delta, "--out", masks, "--accelerator", "cpu", "--json"))
     assert len(rows) == 24
-    assert {path.name for path in masks.iterdir()} == {
-        name for i in range(24) for name in (f"scene{i:02d}.png", f"scene{i:02d}-overlay.png")
-    }
+    names = {f"scene{i:02d}.png" for i in range(24)}
+    assert {path.name for path in masks.iterdir()} == {*names, "overlays"}
+    assert {path.name for path in (masks / "overlays").iterdir()} == names
     measures = read_measures(out / "test_predictions.csv")
     for name, values in measures.items():
         with Image.open(masks / Path(name).name) as mask, Image.open(images / name) as image:

@@ -82,7 +82,7 @@ def predict(
     Args:
         delta: the task file; its segmenter, input size and normalisation are read from it.
         images: image files, and folders that are searched for images.
-        out: a folder; masks become NAME.png in it, overlays NAME-overlay.png. Made where it is not there.
+        out: a folder; masks become NAME.png in it, overlays overlays/NAME.png. Made where it is not there.
         overlays: also write each image with its object tinted and outlined.
 
     Returns:
@@ -94,14 +94,14 @@ def predict(
     files = image_files(images)
     targets = _targets(files, Path(out))
     task = load_mask_task(delta, progress)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
     rows = []
     maps = probability_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
     for file, target, found in zip(files, targets, maps, strict=True):
         mask = found >= THRESHOLD
         save_mask(mask, target)
         if overlays:
-            save_png(overlay(open_image(file), mask), target.with_name(f"{target.stem}-overlay.png"))
+            save_png(overlay(open_image(file), mask), target.parent / "overlays" / target.name)
         sure = float(found[mask].mean()) if mask.any() else 0.0
         rows.append(
             {"file": str(file), "mask": str(target), "width": mask.shape[1], "height": mask.shape[0],
