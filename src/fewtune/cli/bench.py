@@ -81,9 +81,7 @@ def cost(
     model: Annotated[str, typer.Option(help="As in `fewtune fit`.")] = "timm:vit_base_patch16_224",
     batch: int = 32,
     image_size: Annotated[int | None, typer.Option(help="Pixels; left out, the model's own.")] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Real weights; times need none.")
-    ] = False,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Real weights; times need none.")] = False,
     rounds: Annotated[int, typer.Option(help="Times are medians over so many.")] = 10,
     threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
     accelerator: str = "auto",
