@@ -139,7 +139,7 @@ def location_table(found: dict[str, dict[str, float]]) -> list[str]:
     if not found:
         return []
     parts = list(next(iter(found.values())))
-    lines = ["Share of the selected connections in each block, % (seed 0).", ""]
+    lines = ["Share of the selected connections in each block, % (seed 0); elsewhere is the patch embedding.", ""]
     lines += ["| | " + " | ".join(part.removeprefix("block ") for part in parts) + " |", "|---|" + "---:|" * len(parts)]
     for name, shares in found.items():
         lines.append(f"| {LABELS[name]} | " + " | ".join(f"{100 * share:.1f}" for share in shares.values()) + " |")

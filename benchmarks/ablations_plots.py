@@ -22,7 +22,8 @@ def draw_all(found: dict[str, Any], docs: Path) -> None:
     """Every plot for which there are figures."""
     if "gps" in found["trials"]:
         differences(found["trials"], docs / "ablations-differences.png")
-        amount(found["trials"], docs / "ablations-amount.png")
+        if any(name.startswith(("k", "without")) for name in found["trials"]):
+            amount(found["trials"], docs / "ablations-amount.png")
     if found["few_shot"]:
         few_shot(found["few_shot"], docs / "ablations-few-shot.png")
     if found["agreement"]:
@@ -56,21 +57,31 @@ def differences(rows: dict[str, Any], path: Path) -> None:
 
 
 def amount(rows: dict[str, Any], path: Path) -> None:
-    """Accuracy over K, over the number of first blocks left out, and over the one block left out."""
+    """Accuracy over K, over the first blocks left out, over the one block left out; bars: standard error of images."""
     series = {
         "connections per neuron, K": {1: "gps", **{k: f"k{k}" for k in MANY}},
         "first blocks left out": {0: "gps", **{n: f"without-first-{n}" for n in FIRST}},
         "the one block left out": {b + 1: f"without-block-{b}" for b in range(BLOCKS)},
     }
     series = {title: {x: n for x, n in names.items() if n in rows} for title, names in series.items()}
-    series = {title: names for title, names in series.items() if names}
-    figure, panels = plt.subplots(1, len(series), figsize=(4 * len(series), 3.4), sharey=True, layout="constrained")
+    series = {title: names for title, names in series.items() if set(names.values()) - {"gps"}}
+    size = (4 * len(series), 3.4)
+    figure, (panels,) = plt.subplots(1, len(series), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for panel, (title, names) in zip(panels, series.items(), strict=True):
         for x, name in names.items():
             values = [100 * a for a in rows[name]["accuracy"]]
-            panel.plot([x] * len(values), values, "o", color="tab:blue", alpha=0.5)
-        means = [100 * statistics.mean(rows[name]["accuracy"]) for name in names.values()]
-        panel.plot(list(names), means, "-" if "one" not in title else "", color="tab:blue")
+            panel.plot([x] * len(values), values, "o", color="tab:blue", alpha=0.5, markersize=4)
+        means = [statistics.mean(rows[name]["accuracy"]) for name in names.values()]
+        errors = [(a * (1 - a) / rows[n]["test_images"]) ** 0.5 for a, n in zip(means, names.values(), strict=True)]
+        line = "none" if "one" in title else "-"
+        panel.errorbar(
+            list(names),
+            [100 * a for a in means],
+            [100 * e for e in errors],
+            color="tab:blue",
+            linestyle=line,
+            capsize=3,
+        )
         for reference in ("full", "linear", "gps"):
             if reference in rows:
                 mean = 100 * statistics.mean(rows[reference]["accuracy"])
@@ -128,10 +139,11 @@ def overlap(found: dict[str, Any], path: Path) -> None:
     left.set(xlabel="block", ylabel="overlap above chance (1: equal)")
     left.set_ylim(-0.02, None)
     left.legend()
-    for name, shares in found["location"].items():
-        values = [100 * share for part, share in shares.items() if part != "elsewhere"]
-        right.plot(blocks, values, "o-", markersize=4, label=LABELS[name])
-    right.set(xlabel="block", ylabel="% of the selected connections")
-    right.set_ylim(0, None)
+    for (name, shares), style in zip(found["location"].items(), ("o-", "x--", "s-", "^:"), strict=False):
+        values = [100 * shares["elsewhere"], *(100 * share for part, share in shares.items() if part != "elsewhere")]
+        right.plot([0, *blocks], values, style, markersize=5, label=LABELS[name])
+    right.set(xlabel="block (0: the patch embedding)", ylabel="% of the selected connections", yscale="symlog")
+    right.set_ylim(0, 110)
+    right.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     right.legend(fontsize=8)
     _save(figure, path)

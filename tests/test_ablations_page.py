@@ -46,9 +46,10 @@ def out(page: Any, tmp_path: Path) -> Path:
     _run(folder / "trashnet-0-oracle", [0.9, 0.9, 0.9, 0.8])
     _run(folder / "trashnet-2-net-random", [0.2, 0.2, 0.2, 0.2])
     _run(folder / "trashnet-0-full", [0.9, 0.9, 0.9, 0.9])
+    _run(folder / "trashnet-0-k5", [0.9, 0.9, 0.9, 0.6])
     for name in ("gps", "full"):
         _run(folder / f"flowers-4shot-0-{name}", [0.9, 0.9, 0.9, 0.2])
-    for group in ("gps", "full"):
+    for group in ("gps", "gps-many", "full"):
         (folder / f"rate-{group}.json").write_text('{"lr": 0.002, "tried": [{"lr": 0.002, "val_accuracy": 0.5}]}')
     return folder
 
