@@ -28,7 +28,7 @@ LACKING = {
 """What the page says is missing, and why."""
 
 
-def page(table: str, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
+def page(table: str, pixels: int, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
     """The page's text."""
     measured = [row for row in rows if row["mean"] is not None]
     seeds = sorted({seed for row in measured for seed in row["seeds"]})
@@ -39,7 +39,7 @@ def page(table: str, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
         "[peers.json](peers.json). These are fewtune's own measurements, none of them the paper's.",
         "",
         "- Backbone: `demo:vit-small`, a ViT-S/14 of DINOv2's design, fine-tuned for saliency by its publishers;",
-        "  70 px, ImageNet mean and standard deviation.",
+        f"  {pixels} px, ImageNet mean and standard deviation.",
         "- Images: TrashNet. Each seed draws its own 200 training images; the 500 test images are the same. No",
         "  augmentation. 5 epochs of Adam, batch 16, warm-up of one epoch, cosine: the paper trains for 100.",
         "- Three learning rates for each method, the best by the accuracy on 40 validation images of seed 0 (runs of 3",
@@ -148,7 +148,8 @@ def main() -> None:
     if not cost and kept.exists():
         cost = json.loads(kept.read_text()).get("cost", {})
     kept.write_text(json.dumps({"grid": "benchmarks/peers.yaml", "results": rows, "cost": cost}, indent=1) + "\n")
-    (docs / "peers.md").write_text(page(markdown(grid_tables(grid, options.out)), rows, cost))
+    table = markdown(grid_tables(grid, options.out))
+    (docs / "peers.md").write_text(page(table, grid.settings["image_size"], rows, cost))
     draw(rows, {name: method.title or name for name, method in grid.methods.items()}, docs / "peers.png")
 
 
