@@ -56,7 +56,9 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         row: dict[str, Any] = {key: [m["test"][key]["value"] for m in metrics] for key in MEASURES}
         row["images"] = metrics[0]["test"]["images"]
         if method != "zero-shot":
-            row["lr"] = json.loads((options.out / f"search-{method}.json").read_text())["lr"]
+            search = json.loads((options.out / f"search-{method}.json").read_text())
+            row["lr"] = search["lr"]
+            row["tried"] = {f"{one['lr']:g}": one["val_dice"] for one in search["tried"]}
             row |= {key: metrics[0][key] for key in ("trained", "percent_of_backbone", "delta_bytes")}
             row["seconds"] = statistics.median(m["seconds"] for m in metrics)
             row["validation_dice"] = [m["validation"]["dice"] for m in metrics]
@@ -124,11 +126,25 @@ def verdict(results: dict[str, Any]) -> str:
     return "By mDice, GPS is " + "; ".join(f"{how} {', '.join(who)}" for how, who in clear.items() if who) + "."
 
 
+def edges(results: dict[str, Any]) -> str:
+    """Where the chosen learning rate is the smallest or largest that was tried, so that a wider grid may do better."""
+    said = {min: "smallest", max: "largest"}
+    found = [
+        f"{NAMES[method]} the {words}"
+        for method, row in results["methods"].items()
+        for end, words in said.items()
+        if row.get("tried") and row["lr"] == end(map(float, row["tried"]))
+    ]
+    return (
+        f"Of the rates tried, validation chose for {', for '.join(found)}; a wider grid may do better." if found else ""
+    )
+
+
 def page(results: dict[str, Any]) -> str:
     own = results["zero_shot_at_224_px"]
     return TEMPLATE.read_text(encoding="utf-8").format(
         **results["settings"], images=results["methods"]["gps"]["images"], table="\n".join(table(results)),
-        gaps="\n".join(gaps(results)), verdict=verdict(results),
+        gaps="\n".join(gaps(results)), verdict=verdict(results), edges=edges(results),
         own_dice=f"{100 * own['dice']:.1f}" if own else "not measured",
         own_iou=f"{100 * own['iou']:.1f}" if own else "not measured",
     )  # fmt: skip
