@@ -128,16 +128,16 @@ def verdict(results: dict[str, Any]) -> str:
 
 def edges(results: dict[str, Any]) -> str:
     """Where the chosen learning rate is the smallest or largest that was tried, so that a wider grid may do better."""
-    said = {min: "smallest", max: "largest"}
-    found = [
-        f"{NAMES[method]} the {words}"
-        for method, row in results["methods"].items()
-        for end, words in said.items()
-        if row.get("tried") and row["lr"] == end(map(float, row["tried"]))
-    ]
-    return (
-        f"Of the rates tried, validation chose for {', for '.join(found)}; a wider grid may do better." if found else ""
-    )
+    said = []
+    for end, words in ((min, "smallest"), (max, "largest")):
+        at = [
+            SHORT[place]
+            for place, row in enumerate(results["methods"].values())
+            if row.get("tried") and row["lr"] == end(map(float, row["tried"]))
+        ]
+        if at:
+            said.append(f"the chosen rate is the {words} of those tried for {', '.join(at)}")
+    return "; ".join(said) + ": a wider grid may do better."
 
 
 def page(results: dict[str, Any]) -> str:
