@@ -114,7 +114,10 @@ def test_differences_are_paired_by_image_over_the_seeds_that_both_have(tmp_path:
     between = difference(tmp_path, gps, full)
     assert between is not None
     assert between.value == pytest.approx((0 + 1 - 1) / 3)
-    masks = [replace(one, recipe=one.recipe.changed(task="segmentation", augment="none")) for one in (gps, full)]
+    masks = [
+        replace(one, recipe=one.recipe.changed(task="segmentation", augment="plain", objective=None))
+        for one in (gps, full)
+    ]
     dice = difference(tmp_path, masks[0], masks[1])
     assert dice is not None
     assert dice.value == pytest.approx(0.0)  # a: 0.1 - 0, b: 0.2 - 0.1, c: 0 - 0.2

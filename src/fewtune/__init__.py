@@ -7,6 +7,7 @@ from fewtune.errors import FewtuneError
 from fewtune.importance import Scores, gradient_importance, magnitude_importance, random_importance
 from fewtune.neurons import Role
 from fewtune.objectives import CrossEntropy, SupCon
+from fewtune.oracle import difference_importance
 from fewtune.selection import Overlap, Selection, select
 from fewtune.tuning import Tuner, attach
 
@@ -24,6 +25,7 @@ __all__ = [
     "Tuner",
     "__version__",
     "attach",
+    "difference_importance",
     "gradient_importance",
     "load_delta",
     "magnitude_importance",
