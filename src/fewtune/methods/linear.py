@@ -14,7 +14,7 @@ from fewtune.errors import ModelError, TuningError
 from fewtune.neurons import describe
 from fewtune.selection import Selection
 
-REGULARISATION = tuple(10.0**power for power in np.arange(-5, 2.5, 0.5))
+REGULARISATION = tuple(float(10.0**power) for power in np.arange(-5, 2.5, 0.5))
 """C of scikit-learn's logistic regression that are tried: inverse strengths, from strong to weak."""
 
 ITERATIONS = 5000
