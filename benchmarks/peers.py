@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewtune.bench.grid import Grid, read_grid
 from photographs import ROOT, unpacked
 
 GRID = ROOT / "benchmarks" / "peers.yaml"
@@ -28,7 +29,7 @@ LACKING = {
 """What the page says is missing, and why."""
 
 
-def page(table: str, pixels: int, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
+def page(table: str, grid: Grid, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
     """The page's text."""
     measured = [row for row in rows if row["mean"] is not None]
     seeds = sorted({seed for row in measured for seed in row["seeds"]})
@@ -39,7 +40,7 @@ def page(table: str, pixels: int, rows: list[dict[str, Any]], cost: dict[str, An
         "[peers.json](peers.json). These are fewtune's own measurements, none of them the paper's.",
         "",
         "- Backbone: `demo:vit-small`, a ViT-S/14 of DINOv2's design, fine-tuned for saliency by its publishers;",
-        f"  {pixels} px, ImageNet mean and standard deviation.",
+        f"  {grid.settings['image_size']} px, ImageNet mean and standard deviation.",
         "- Images: TrashNet. Each seed draws its own 200 training images; the 500 test images are the same. No",
         "  augmentation. 5 epochs of Adam, batch 16, warm-up of one epoch, cosine: the paper trains for 100.",
         "- Three learning rates for each method, the best by the accuracy on 40 validation images of seed 0 (runs of 3",
@@ -52,7 +53,7 @@ def page(table: str, pixels: int, rows: list[dict[str, Any]], cost: dict[str, An
         "",
         "![accuracy and trained parameters](peers.png)",
         "",
-        *reading(measured),
+        *reading(measured, titles(grid)),
     ]
     if cost:
         lines += cost_lines(cost)
@@ -61,7 +62,12 @@ def page(table: str, pixels: int, rows: list[dict[str, Any]], cost: dict[str, An
     return "\n".join(lines) + "\n"
 
 
-def reading(rows: list[dict[str, Any]]) -> list[str]:
+def titles(grid: Grid) -> dict[str, str]:
+    """What tables and plots call the methods."""
+    return {name: method.title or name for name, method in grid.methods.items()}
+
+
+def reading(rows: list[dict[str, Any]], names: dict[str, str]) -> list[str]:
     """What the intervals allow to say, in words that are made from them."""
     lines = ["## What this says", ""]
     for row in rows:
@@ -71,7 +77,7 @@ def reading(rows: list[dict[str, Any]]) -> list[str]:
         value, low, high = (100 * one for one in between)
         told = "no difference can be told" if low <= 0 <= high else f"{'better' if low > 0 else 'worse'} than GPS"
         points = f"{value:+.1f} points against GPS, 95 % interval {low:+.1f} to {high:+.1f}"
-        lines.append(f"- {row['method']}: {points}: {told}.")
+        lines.append(f"- {names[row['method']]}: {points}: {told}.")
     lines += [
         "",
         "The intervals are of the test images alone; how far other training images lead elsewhere is told by the",
@@ -102,7 +108,7 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def draw(rows: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], names: dict[str, str], path: Path) -> None:
     """Test accuracy over trained parameters: every seed a dot, their mean a bar."""
     import matplotlib
 
@@ -116,7 +122,7 @@ def draw(rows: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None
         axes.plot([row["percent_of_backbone"]] * len(accuracies), accuracies, "o", color=colour, alpha=0.6)
         axes.plot(row["percent_of_backbone"], 100 * row["mean"], "_", color="black", markersize=22)
         axes.annotate(
-            titles[row["method"]], (row["percent_of_backbone"], 100 * row["mean"]), xytext=(14, -3),
+            names[row["method"]], (row["percent_of_backbone"], 100 * row["mean"]), xytext=(14, -3),
             textcoords="offset points", fontsize=9, color=colour if colour == "tab:green" else "black",
         )  # fmt: skip
     axes.set(xscale="log", xlabel="trained parameters, % of the backbone", ylabel="test accuracy, %")
@@ -132,7 +138,6 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="write the page from runs that are finished")
     parser.add_argument("--cost", type=Path, help="a file of `fewtune bench cost --json` to show on the page")
     options = parser.parse_args()
-    from fewtune.bench.grid import read_grid
     from fewtune.bench.report import grid_tables
     from fewtune.bench.results import to_json
     from fewtune.bench.run import run_grid
@@ -149,8 +154,8 @@ def main() -> None:
         cost = json.loads(kept.read_text()).get("cost", {})
     kept.write_text(json.dumps({"grid": "benchmarks/peers.yaml", "results": rows, "cost": cost}, indent=1) + "\n")
     table = markdown(grid_tables(grid, options.out))
-    (docs / "peers.md").write_text(page(table, grid.settings["image_size"], rows, cost))
-    draw(rows, {name: method.title or name for name, method in grid.methods.items()}, docs / "peers.png")
+    (docs / "peers.md").write_text(page(table, grid, rows, cost))
+    draw(rows, titles(grid), docs / "peers.png")
 
 
 if __name__ == "__main__":
