@@ -89,7 +89,7 @@ def bars(runs: list[Run], value: str, scale: float, label: str, file: str) -> No
             axis.barh(methods, widths, left=left, color=colours, alpha=shade, label=phase)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         if len(phases) > 1:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axis.set_title(title(run), fontsize=7)
         axis.set_xlabel(label)
     figure.tight_layout()
