@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fewtune.tuning.ops import cost, cpu
+from fewtune.tuning.ops import cost, cpu, matmul
 from fewtune.tuning.ops.patches import Unfolded, laid_out
 from methods import threads
 
@@ -47,7 +47,7 @@ def linear_constants() -> Iterator[tuple[str, float]]:
         for width in (16, 32, 96, 256):
             kept = x[:, :width].contiguous()
             widths.append(width)
-            products.append(nanoseconds(lambda kept=kept, dy=dy: dy.t() @ kept) / (n * neurons))
+            products.append(nanoseconds(lambda kept=kept, dy=dy: matmul.transposed_product(kept, dy)) / (n * neurons))
         chosen = torch.randint(fan_in, (neurons,))
         rows = torch.randint(neurons, (neurons,)).sort().values
         for name, at in (("GATHER", None), ("GATHER_RAGGED", rows)):

@@ -23,6 +23,7 @@ from methods import CLASSES, PEERS, Candidate, build, threads
 from results import add_result
 
 GPS = ("GPS K=1", "GPS K=2", "GPS K=5", "GPS K=10", "GPS K=20")
+BLAS = ("GPS K=1, BLAS", "GPS K=10, BLAS")
 PHASES = ("forward", "backward", "optimizer")
 BASES = ("full", "dense mask", "LoRA r=8", "bias-only", "frozen limit")
 
@@ -68,7 +69,8 @@ def measure(architecture: str, methods: list[str], arguments: argparse.Namespace
     for turn in range(warm_up + arguments.rounds):
         shift = turn % len(candidates)
         for candidate in candidates[shift:] + candidates[:shift]:
-            seconds = step_times(candidate, images, labels, now)
+            with candidate.within():
+                seconds = step_times(candidate, images, labels, now)
             if turn >= warm_up:
                 times[candidate.name].append(seconds)
     del candidates
@@ -89,7 +91,7 @@ def _summary(method: str, times: dict[str, list[list[float]]]) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["vit_small_patch16_224", "convnext_tiny"])
-    parser.add_argument("--methods", nargs="+", default=[*PEERS, *GPS])
+    parser.add_argument("--methods", nargs="+", default=[*PEERS, *GPS, *BLAS])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=12)

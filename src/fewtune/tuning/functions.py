@@ -11,7 +11,6 @@ from functools import wraps
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtune.errors import TuningError
@@ -26,6 +25,7 @@ from fewtune.tuning.ops import (
     fusible,
     linear_keep,
     linear_selected_gradient,
+    matmul,
 )
 
 Backward = Callable[[Any, Tensor], Any]
@@ -122,7 +122,7 @@ class SelectedLinear(torch.autograd.Function):
         ctx.places, ctx.fused, ctx.whole = places, fusible(x, cast_weight, values, bias, places), whole
         early = ctx.fused and not whole
         ctx.save_for_backward(fused_keep(x, places) if early else linear_keep(x, places, keep_whole=whole), weight)
-        return own(F.linear(x, cast_weight, bias))
+        return own(matmul.linear(x, cast_weight, bias))
 
     @staticmethod
     @once
@@ -132,7 +132,7 @@ class SelectedLinear(torch.autograd.Function):
         rows = dy.reshape(-1, dy.shape[-1])  # a matrix: of more dimensions, matmul makes batches where strides are odd
         dx = dv = db = None
         if ctx.needs_input_grad[0]:
-            dx = (rows @ weight.to(dy.dtype)).to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
+            dx = matmul.product(rows, weight.to(dy.dtype)).to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
         if ctx.fused:
             kept = fused_keep(kept, ctx.places) if ctx.whole else kept
             dv, db = fused_gradients(rows, kept, ctx.places)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtune.tuning.ops import cost
+from fewtune.tuning.ops import cost, matmul
 
 # Elements of one intermediate block: large enough to hide the cost of a call, small enough to be re-used by the
 # allocator and to stay in cache (4 MB in float32).
@@ -105,7 +105,7 @@ def _transposed_product(x: Tensor, dy: Tensor) -> Tensor:
     """X^T dY [W, O]. Of the two orders this one is the faster for few columns."""
     dtype = accumulator(dy, x)
     if x.dtype == dy.dtype == dtype:
-        return x.t() @ dy
+        return matmul.transposed_product(x, dy)
     if x.is_cuda and x.dtype == dy.dtype:
         return torch.mm(x.t(), dy, out_dtype=dtype)
     total = x.new_zeros(x.shape[1], dy.shape[1], dtype=dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtune.tuning.ops import matmul
 from fewtune.tuning.ops.cpu import BLOCK, columns, gathered_sum
 from fewtune.tuning.ops.places import SelectedPlaces
 
@@ -50,8 +51,8 @@ def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[T
 def _product(dy: Tensor, x: Tensor, places: SelectedPlaces, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """The same of neurons start to stop, the rare connections' entries arbitrary."""
     stop = min(stop, places.neurons)
-    product = dy[:, start:stop].t() @ x
+    product = matmul.transposed_product(x, dy[:, start:stop])
     if places.rows is None:
-        return product.gather(1, places.product_slot[start:stop]), product[:, 0]
+        return product.gather(0, places.product_slot[start:stop].t()).t().contiguous(), product[0]
     inside = slice(*torch.searchsorted(places.rows, torch.tensor([start, stop])).tolist())
-    return product[places.rows[inside] - start, places.product_slot[inside]], product[:, 0]
+    return product[places.product_slot[inside], places.rows[inside] - start], product[0]
