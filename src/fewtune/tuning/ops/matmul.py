@@ -63,7 +63,8 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if not all(t.dtype is torch.float32 for t in (x, weight, bias) if t is not None):
         return False
-    return x.numel() * weight.shape[0] >= WORTH and torch.backends.mkldnn.enabled and onednn_is_faster()
+    large = x.numel() * weight.shape[0] >= WORTH
+    return large and bool(torch.backends.mkldnn.enabled) and onednn_is_faster()
 
 
 def _onednn() -> Callable[..., Tensor]:
@@ -72,7 +73,7 @@ def _onednn() -> Callable[..., Tensor]:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices clearly faster than torch's BLAS here; measuring takes milliseconds."""
+    """Whether oneDNN multiplies float32 matrices clearly faster than torch's BLAS here; measured in milliseconds."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     x, weight = torch.ones(512, 512), torch.ones(512, 512)
