@@ -13,11 +13,12 @@ from photographs import recipe, source
 SEEDS = (0, 1, 2)
 TASK = "trashnet"
 BLOCKS = 12
-RATES = {"gps": (1e-3, 3e-3), "gps-many": (3e-4, 1e-3), "full": (3e-5, 1e-4)}
+RATES = {"gps": (1e-3, 3e-3, 1e-2), "gps-many": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
+SEARCH_EPOCHS = 4
 """Learning rates that are tried: of all selections with K = 1 or 2, of those with more, of full fine-tuning."""
 
-IMAGES = {"image_size": 70, "limit_train": 200, "limit_test": 400, "batch_size": 8, "epochs": 5}
-"""160 images to train, 40 to validate; 100 steps."""
+IMAGES = {"image_size": 70, "limit_train": 400, "limit_test": 1000, "batch_size": 16, "epochs": 8}
+"""320 images to train, 80 to validate; 160 steps."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _trials() -> Iterator[Trial]:
         yield Trial(Draw(TASK, seed), "full", "full", "full")
         yield Trial(Draw(TASK, seed), "linear", "linear", None)
         yield from (*_criteria(seed), *_k(seed), *_location(seed))
-        if seed == 0:
-            yield from _few(seed)
+    for seed in SEEDS:
+        yield from _few(seed)
     yield from _blocks(0)
 
 
@@ -142,8 +143,8 @@ def selection_file(trial: Trial, out: Path) -> Path:
 
 
 def search_recipe_of(group: str, cache: Path) -> Any:
-    """Short runs of seed 0, two for each group: K = 1 and K = 10 stand for their groups."""
+    """Short runs of seed 0: K = 1 and K = 10 stand for their groups."""
     method = "full" if group == "full" else "gps"
     k = {"gps": (1.0,), "gps-many": (10.0,)}.get(group, (1.0,))
-    short = {"search_lr": RATES[group], "search_k": k, "search_epochs": 2}
+    short = {"search_lr": RATES[group], "search_k": k, "search_epochs": SEARCH_EPOCHS}
     return base_recipe(Draw(TASK, 0), method, cache, **short)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ablations_analysis import COMPARED, SELECTION_BATCH
 from ablations_figures import figures
-from ablations_grid import BLOCKS, CRITERIA, FEW, FIRST, IMAGES, MANY, SEEDS, TASK, TRIALS
+from ablations_grid import BLOCKS, CRITERIA, FEW, FIRST, IMAGES, MANY, SEARCH_EPOCHS, SEEDS, TASK, TRIALS
 from photographs import TITLES
 
 READING = "## What of the paper's claims holds here"
@@ -65,15 +65,15 @@ INTRODUCTION = """
 Backbone: `demo:vit-small`, a ViT-S/14 of DINOv2's design, fine-tuned for saliency by its publishers, at {image_size}
 px. The paper's ablations are of ViT-B/16 at 224 px on the five whole FGVC sets for 100 epochs.
 
-Images: {title}; each seed draws its own {limit_train} (160 to train, 40 to validate); the {limit_test} test images are
+Images: {title}; each seed draws its own {limit_train} (320 to train, 80 to validate); the {limit_test} test images are
 the same for all seeds and are read once a run. No augmentation.
 
 {epochs} epochs of Adam in batches of {batch_size}, no weight decay, warm-up of one epoch, cosine; the best epoch by
-validation accuracy (40 images: a coarse choice) is kept.
+validation accuracy (80 images: a coarse choice) is kept.
 
-Learning rates: one for K = 1 and 2, one for larger K, one for full fine-tuning, each of two, by short runs on
-validation images. All criteria, granularities and locations share the one that was chosen for GPS at K = 1, which can
-only favour GPS.
+Learning rates: one for K = 1 and 2, one for larger K, one for full fine-tuning, each of three, by runs of
+{search_epochs} epochs with seed 0, judged on validation images. All criteria, granularities and locations share the one
+that was chosen for GPS at K = 1, which can only favour GPS.
 
 Selection: one pass over the training images in two augmented views, batches of {selection_batch}. Biases and layer
 scales are trained in every selection; a block that is left out is frozen with its biases and scales.
@@ -88,7 +88,8 @@ Test loss (cross-entropy, nats) is the finer measure: it sees changes that cross
 
 def introduction() -> list[str]:
     """What the figures are, and of what."""
-    points = INTRODUCTION.format(title=TITLES[TASK], selection_batch=SELECTION_BATCH, **IMAGES).strip().split("\n\n")
+    settings = {"selection_batch": SELECTION_BATCH, "search_epochs": SEARCH_EPOCHS, **IMAGES}
+    points = INTRODUCTION.format(title=TITLES[TASK], **settings).strip().split("\n\n")
     return [
         "# Ablations on real photographs",
         "",
