@@ -23,6 +23,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     real, shapes = matmul._onednn(), []
 
     def counted(x: Tensor, weight: Tensor, *others: object) -> Tensor:
+        assert weight.is_contiguous() or weight.t().is_contiguous(), "oneDNN would fall back to its reference code"
         shapes.append((*x.shape, weight.shape[0]))
         return real(x, weight, *others)
 
@@ -65,6 +66,15 @@ def test_products_of_either_library_are_the_same(onednn: list, transposed: bool)
         a, b, c = a.t().contiguous().t(), b.t().contiguous().t(), c.t().contiguous().t()
     close(matmul.product(a, b), a @ b)
     close(matmul.transposed_product(a, c), a.t() @ c)
+    assert len(onednn) == 2
+
+
+@needs_onednn
+def test_blocks_of_a_matrix_are_multiplied_without_their_gaps(onednn: list) -> None:
+    torch.manual_seed(0)
+    x, dy, weight = torch.randn(31, 20), torch.randn(31, 50), torch.randn(9, 40)
+    close(matmul.transposed_product(x[:, 3:17], dy[:, 10:29]), x[:, 3:17].t() @ dy[:, 10:29])
+    close(matmul.linear(x[:, :15], weight[:, 20:35]), F.linear(x[:, :15], weight[:, 20:35]))
     assert len(onednn) == 2
 
 

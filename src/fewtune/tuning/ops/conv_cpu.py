@@ -111,12 +111,19 @@ def _by_product(
     dtype = accumulator(dy, view)
     hot = view.shape[1] if offsets is None else offsets.numel()
     neurons, positions = dy.shape[1], math.prod(dy.shape[2:])
+    pointwise = not last and _pointwise_is_faster(dy, dtype, hot)
     step = _images_at_once(dy, max(hot, neurons) * positions + hot * neurons)
+    if pointwise and offsets is None:
+        step = dy.shape[0]  # nothing is copied
     total = dy.new_zeros(hot, neurons, dtype=dtype)
     for first in range(0, dy.shape[0], step):
         part = view[first : first + step]
-        u = (part if offsets is None else select(part, offsets, last)).to(dtype).flatten(2)
-        d = dy[first : first + step].to(dtype).flatten(2)
+        u = (part if offsets is None else select(part, offsets, last)).to(dtype)
+        d = dy[first : first + step].to(dtype)
+        if pointwise:
+            total += _pointwise_gradient(d, u).t()
+            continue
+        u, d = u.flatten(2), d.flatten(2)
         if last:
             u, d = u.movedim(1, -1).reshape(1, -1, hot).mT, d.movedim(1, -1).reshape(1, -1, neurons).mT
         if u.shape[0] == 1:
@@ -124,6 +131,22 @@ def _by_product(
         else:
             total += torch.bmm(u, d.mT).sum(0)
     return total.gather(0, slot.t()).t().contiguous() if rows is None else total[slot, rows]
+
+
+def _pointwise_is_faster(dy: Tensor, dtype: torch.dtype, hot: int) -> bool:
+    """Whether the columns' product is worth the set-up of oneDNN, which computes it as a convolution's gradient."""
+    enough = hot >= cost.POINTWISE_COLUMNS and hot * dy.shape[1] >= cost.POINTWISE_WEIGHTS
+    return enough and dy.device.type == "cpu" and dtype is torch.float32 and bool(torch.backends.mkldnn.enabled)
+
+
+def _pointwise_gradient(dy: Tensor, u: Tensor) -> Tensor:
+    """dY U^T [O, H], summed over images and positions: the weight gradient of a 1 x 1 convolution of U."""
+    weight, ones, zeros = u.new_empty(1).expand(dy.shape[1], u.shape[1]), [1] * (u.ndim - 2), [0] * (u.ndim - 2)
+    weight = weight.reshape(*weight.shape, *ones)
+    none = [False, True, False]
+    return torch.ops.aten.convolution_backward(dy, u, weight, None, ones, zeros, ones, False, zeros, 1, none)[
+        1
+    ].flatten(1)
 
 
 def _by_gather(

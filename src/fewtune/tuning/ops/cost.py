@@ -1,8 +1,9 @@
 """What each way of computing a selected weight gradient costs on a CPU, by shape alone.
 
-Nanoseconds an element, measured on two cores with AVX2 (fp32) by `benchmarks/ops_cost_model.py`, which prints this
-table for another machine. Only their ratios matter, and only roughly: they choose between ways whose costs cross
-slowly, so that a wrong choice near a crossing costs little. Shapes alone are read, so `torch.compile` can trace it.
+Nanoseconds an element, measured on two cores with AVX-512 (fp32, oneDNN's products) by `benchmarks/ops_cost_model.py`,
+which prints this table for another machine. Only their ratios matter, and only roughly: they choose between ways whose
+costs cross slowly, so that a wrong choice near a crossing costs little. Shapes alone are read, so `torch.compile` can
+trace it.
 """
 
 from __future__ import annotations
@@ -15,28 +16,32 @@ KEEP_SHARE = 0.75
 # A product over a number of columns that this divides is fast; over others it takes as long as over the next one.
 LANES = 16
 # X^T dY of X [N, W] and dY [N, O]: each element of dY is read once (FIXED) and multiplied W times.
-PRODUCT_FIXED = 0.27
-PRODUCT = 0.0103
+PRODUCT_FIXED = 0.1
+PRODUCT = 0.0047
 # sum_n dY[n, o] X[n, slot[o]]: gather, multiply and add, for each connection and each n; the same where the rows of
 # a ragged selection are gathered from dY too; and in a convolution whose channels lie first or last in memory.
-GATHER = 1.0
-GATHER_RAGGED = 2.2
-GATHER_PLANES = 0.8
-GATHER_PIXELS = 1.7
+GATHER = 0.29
+GATHER_RAGGED = 0.57
+GATHER_PLANES = 0.64
+GATHER_PIXELS = 0.53
 # The same for a few connections, whose columns stay in cache; beside it, for each element of dY that their gather
 # passes by, and, in nanoseconds, for its calls.
-GATHER_RARE = 0.75
-RARE_SWEEP = 0.11
-RARE_CALL = 1e5
+GATHER_RARE = 0.44
+RARE_SWEEP = 0.031
+RARE_CALL = 27e3
 # Rows for which the columns of a product are chosen, before any input is seen.
 TYPICAL_ROWS = 1536
 # Copying one element of a hot column out of an input.
-COLUMN = 0.7
+COLUMN = 0.2
+# Columns, and columns times neurons, from which on a product over a convolution's columns is faster as the gradient of
+# a 1 x 1 convolution.
+POINTWISE_COLUMNS = 32
+POINTWISE_WEIGHTS = 2**13
 # The library's own weight gradient of a convolution, for each multiplication; of a grouped or depthwise one, whose
 # channels lie first or last in memory.
-LIBRARY = 0.0145
-LIBRARY_GROUPED_PLANES = 0.37
-LIBRARY_GROUPED_PIXELS = 0.15
+LIBRARY = 0.0048
+LIBRARY_GROUPED_PLANES = 0.29
+LIBRARY_GROUPED_PIXELS = 0.078
 
 
 def product(n: int, neurons: int, width: int) -> float:

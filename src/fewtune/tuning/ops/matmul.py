@@ -33,8 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + b of x [..., fan_in], W [neurons, fan_in], b [neurons]; not differentiable."""
     if not _by_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    return _onednn()(rows, weight, bias, "none", [], "").view(*x.shape[:-1], weight.shape[0])
+    rows, bias = x.reshape(-1, x.shape[-1]), None if bias is None else bias.contiguous()  # its stride is not looked at
+    return _onednn()(rows, _dense(weight), bias, "none", [], "").view(*x.shape[:-1], weight.shape[0])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -65,6 +65,13 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     large = x.numel() * weight.shape[0] >= WORTH
     return large and bool(torch.backends.mkldnn.enabled) and onednn_is_faster()
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The same matrix without gaps between its rows, or columns: with gaps oneDNN is a thousand times slower."""
+    if weight.stride(0) == 1:
+        return weight.t().contiguous().t()
+    return weight.contiguous()
 
 
 def _onednn() -> Callable[..., Tensor]:
