@@ -29,7 +29,7 @@ LACKING = {
 """What the page says is missing, and why."""
 
 
-def page(table: str, grid: Grid, rows: list[dict[str, Any]], cost: dict[str, Any]) -> str:
+def page(table: str, grid: Grid, rows: list[dict[str, Any]]) -> str:
     """The page's text."""
     measured = [row for row in rows if row["mean"] is not None]
     seeds = sorted({seed for row in measured for seed in row["seeds"]})
@@ -55,14 +55,9 @@ def page(table: str, grid: Grid, rows: list[dict[str, Any]], cost: dict[str, Any
         "",
         *reading(measured, titles(grid)),
     ]
-    if cost:
-        lines += cost_lines(cost)
+    lines += ["What the methods cost in time and memory, the paper's cost figure: [benchmarks](benchmarks.md).", ""]
     lines += ["## Not yet measured", ""]
     lines += [f"- {what}: {why}." for what, why in LACKING.items()]
-    if not cost:
-        lines.append(
-            "- the paper's cost figure (batch 32, VPT with 200 and 50 prompts): `fewtune bench cost` measures it."
-        )
     return "\n".join(lines) + "\n"
 
 
@@ -89,27 +84,6 @@ def reading(rows: list[dict[str, Any]], names: dict[str, str]) -> list[str]:
         "",
     ]
     return lines
-
-
-def cost_lines(cost: dict[str, Any]) -> list[str]:
-    """The table of `fewtune bench cost`."""
-    lines = [
-        f"## Cost: {cost['model']} at batch {cost['batch']}",
-        "",
-        f"`fewtune bench cost --json`: medians of {cost['rounds']} interleaved rounds, {cost['threads']} thread(s), no",
-        "mixed precision, 224 px. Memory is what a step needs beyond the model and what it holds already. VPT with",
-        "200 (shallow) and 50 (deep) prompts, as in the paper's figure. GPS selects on noise here, which touches more",
-        "input channels than photographs do. SSF, LoRA and GPS predict with plain weights.",
-        "",
-        "| method | trained | train, ms | train, MB | inference, ms | inference, MB |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, row in cost["figures"].items():
-        lines.append(
-            f"| {name} | {row['trained']:,} | {row['train_ms']:,.0f} | {row['train_peak_bytes'] / 1e6:,.0f} | "
-            f"{row['inference_ms']:,.0f} | {row['inference_peak_bytes'] / 1e6:,.0f} |"
-        )
-    return [*lines, ""]
 
 
 def draw(rows: list[dict[str, Any]], names: dict[str, str], path: Path) -> None:
@@ -141,7 +115,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "runs/photographs")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report-only", action="store_true", help="write the page from runs that are finished")
-    parser.add_argument("--cost", type=Path, help="a file of `fewtune bench cost --json` to show on the page")
     options = parser.parse_args()
     from fewtune.bench.report import grid_tables
     from fewtune.bench.results import to_json
@@ -153,13 +126,10 @@ def main() -> None:
     if not options.report_only:
         run_grid(grid, options.out)
     rows = to_json(grid, options.out)
-    docs, kept = ROOT / "docs", ROOT / "docs/peers.json"
-    cost = json.loads(options.cost.read_text()) if options.cost else {}
-    if not cost and kept.exists():
-        cost = json.loads(kept.read_text()).get("cost", {})
-    kept.write_text(json.dumps({"grid": "benchmarks/peers.yaml", "results": rows, "cost": cost}, indent=1) + "\n")
+    docs = ROOT / "docs"
+    (docs / "peers.json").write_text(json.dumps({"grid": "benchmarks/peers.yaml", "results": rows}, indent=1) + "\n")
     table = markdown(grid_tables(grid, options.out))
-    (docs / "peers.md").write_text(page(table, grid, rows, cost))
+    (docs / "peers.md").write_text(page(table, grid, rows))
     draw(rows, titles(grid), docs / "peers.png")
 
 

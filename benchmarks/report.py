@@ -1,10 +1,13 @@
 """Tables and plots from the recorded benchmarks: docs/benchmarks/*.json -> docs/benchmarks/tables.md and *.png.
 
-python benchmarks/report.py
+    python benchmarks/report.py
+
+docs/benchmarks/cost.json is what `fewtune bench cost --json` printed.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -76,6 +79,23 @@ def importance_table(run: Run) -> list[str]:
     return table(["importance by gradient", "seconds", "epochs of full fine-tuning"], rows)
 
 
+def cost_table() -> list[str]:
+    """The paper's cost figure: training and inference, method by method."""
+    file = FOLDER / "cost.json"
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    rows = []
+    for name, row in found["figures"].items():
+        training = f"{row['train_ms']:,.0f}", f"{row['train_peak_bytes'] / MB:,.0f}"
+        inference = f"{row['inference_ms']:,.0f}", f"{row['inference_peak_bytes'] / MB:,.0f}"
+        selection = f"{row['selection_seconds']:.1f}" if row["selection_seconds"] else ""
+        rows.append([name, f"{row['trained']:,}", *training, *inference, selection])
+    about = f"{found['model']}: batch {found['batch']}, {found['rounds']} rounds, {found['threads']} threads"
+    header = ["method", "trained", "train ms", "train MiB", "inference ms", "inference MiB", "selection s"]
+    return ["", "## Cost of training and inference", "", f"### {about}", "", *table(header, rows)]
+
+
 def bars(runs: list[Run], value: str, scale: float, label: str, file: str) -> None:
     """One panel a run: a bar a method, stacked by phase for times."""
     phases = ("forward", "backward", "optimizer") if value == "step" else (value,)
@@ -90,7 +110,7 @@ def bars(runs: list[Run], value: str, scale: float, label: str, file: str) -> No
             left = [a + b for a, b in zip(left, widths, strict=True)]
         if len(phases) > 1:
             axis.legend(fontsize=7, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-        axis.set_title(title(run), fontsize=7)
+        axis.set_title(title(run).replace(": ", "\n", 1), fontsize=8)
         axis.set_xlabel(label)
     figure.tight_layout()
     figure.savefig(FOLDER / file, dpi=110)
@@ -114,6 +134,7 @@ def main() -> None:
         for run in runs:
             versions = ", ".join(f"{key} {value}" for key, value in run["machine"].items() if key != "device")
             lines += [f"### {title(run)}", "", versions, "", *make(run)]
+    lines += cost_table()
     (FOLDER / "tables.md").write_text("\n".join(lines).rstrip() + "\n")
     measured = [run for run in steps if run["settings"]["columns"] == "as measured"]
     if measured:

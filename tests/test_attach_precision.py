@@ -128,6 +128,15 @@ def test_only_the_selected_columns_of_an_input_are_kept() -> None:
     assert sorted(t.numel() for t in saved) == sorted([10 * columns, 32 * 256])
 
 
+@pytest.mark.parametrize("neurons", [32, 3000])  # the product in one piece, and in blocks of neurons
+def test_a_gradient_keeps_no_more_memory_than_its_own(neurons: int) -> None:
+    layer = nn.Linear(900, neurons)
+    tuner = attach(layer, choose(layer, k=2, head=None))
+    layer(torch.randn(10, 900)).sum().backward()
+    for values in tuner.parameters():
+        assert values.grad.untyped_storage().nbytes() == values.numel() * 4
+
+
 def test_scaler_steps_and_skips() -> None:
     """float16 with a gradient scaler: a step is taken, one with an overflow is left out and moves nothing."""
     model = small_vit()

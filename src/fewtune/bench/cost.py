@@ -205,6 +205,7 @@ def _memory(connection: Any, setting: Setting, method: str) -> None:
         with torch.inference_mode():
             model(images)
 
+    predict()  # libraries set up their own memory on the first call
     figures["inference_peak_bytes"] = _peak(predict, device)
     connection.send(figures)
     connection.close()

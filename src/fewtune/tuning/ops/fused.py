@@ -52,7 +52,8 @@ def _product(dy: Tensor, x: Tensor, places: SelectedPlaces, start: int, stop: in
     """The same of neurons start to stop, the rare connections' entries arbitrary."""
     stop = min(stop, places.neurons)
     product = matmul.transposed_product(x, dy[:, start:stop])
+    db = product[0].clone()  # a view would keep the whole product as long as the gradient
     if places.rows is None:
-        return product.gather(0, places.product_slot[start:stop].t()).t().contiguous(), product[0]
+        return product.gather(0, places.product_slot[start:stop].t()).t().contiguous(), db
     inside = slice(*torch.searchsorted(places.rows, torch.tensor([start, stop])).tolist())
-    return product[places.product_slot[inside], places.rows[inside] - start], product[0]
+    return product[places.product_slot[inside], places.rows[inside] - start], db
