@@ -3,7 +3,8 @@
 torch multiplies float32 matrices with its BLAS (MKL on x86), which leaves half of some processors' vector units idle:
 on AMD's with AVX-512, oneDNN is twice as fast. Which one is faster here is measured once, at the first large product.
 The two round differently in the last bits. A plain model keeps torch's own products, and so do evaluation and
-prediction with a tuned one, so that a task predicts the same numbers attached, applied and detached.
+prediction with a tuned one, so that a task predicts the same numbers attached, applied and detached. What is compiled
+keeps them too.
 
 `torch.backends.mkldnn.flags(enabled=False)`, or `only_blas`, keeps to the BLAS.
 """
