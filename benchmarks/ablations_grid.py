@@ -14,8 +14,8 @@ SEEDS = (0, 1, 2)
 TASK = "trashnet"
 BLOCKS = 12
 RATES = {"gps": (1e-3, 3e-3, 1e-2), "gps-many": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
-SEARCH_EPOCHS = 4
 """Learning rates that are tried: of all selections with K = 1 or 2, of those with more, of full fine-tuning."""
+SEARCH_EPOCHS = 4
 
 IMAGES = {"image_size": 70, "limit_train": 400, "limit_test": 1000, "batch_size": 16, "epochs": 8}
 """320 images to train, 80 to validate; 160 steps."""

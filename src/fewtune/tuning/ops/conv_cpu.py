@@ -90,12 +90,25 @@ def _by_library(
     dtype = accumulator(dy, x)
     if dy.device.type == "cpu":
         dy, x = dy.to(dtype), x.to(dtype)
+    gradient = _weight_gradient(dy, x, kernel_size, stride, padding, dilation, groups)
+    return (gradient.gather(1, column) if rows is None else gradient[rows, column]).to(dtype)
+
+
+def _weight_gradient(
+    dy: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The library's whole weight gradient, [O, fan_in]."""
     weight = x.new_empty(1).expand(dy.shape[1], x.shape[1] // groups, *kernel_size)
     _, gradient, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, [False, True, False]
     )
-    gradient = gradient.reshape(dy.shape[1], -1)
-    return (gradient.gather(1, column) if rows is None else gradient[rows, column]).to(dtype)
+    return gradient.reshape(dy.shape[1], -1)
 
 
 def _images_at_once(dy: Tensor, elements: int) -> int:
@@ -141,12 +154,8 @@ def _pointwise_is_faster(dy: Tensor, dtype: torch.dtype, hot: int) -> bool:
 
 def _pointwise_gradient(dy: Tensor, u: Tensor) -> Tensor:
     """dY U^T [O, H], summed over images and positions: the weight gradient of a 1 x 1 convolution of U."""
-    weight, ones, zeros = u.new_empty(1).expand(dy.shape[1], u.shape[1]), [1] * (u.ndim - 2), [0] * (u.ndim - 2)
-    weight = weight.reshape(*weight.shape, *ones)
-    none = [False, True, False]
-    return torch.ops.aten.convolution_backward(dy, u, weight, None, ones, zeros, ones, False, zeros, 1, none)[
-        1
-    ].flatten(1)
+    ones, zeros = [1] * (u.ndim - 2), [0] * (u.ndim - 2)
+    return _weight_gradient(dy, u, ones, ones, zeros, ones, 1)
 
 
 def _by_gather(
