@@ -120,6 +120,35 @@ def test_every_way_and_many_blocks(kind: str, selection: str, way: str, monkeypa
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][-1].groups == 1])
+@pytest.mark.parametrize("selection", ["two", "few", "ragged"])
+@pytest.mark.parametrize("block", [1, 100, 2**21])
+def test_products_as_pointwise_convolutions(
+    kind: str, selection: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few columns: of an input that is unfolded, and of columns that were kept."""
+    monkeypatch.setattr(conv_cpu, "BLOCK", block)
+    monkeypatch.setattr(conv_cpu.cost, "POINTWISE_COLUMNS", 0)
+    monkeypatch.setattr(conv_cpu.cost, "POINTWISE_WEIGHTS", 0)
+    monkeypatch.setattr(conv_cpu.cost, "product", lambda *_, **__: -1e9)
+    used = []
+    original = conv_cpu._pointwise_gradient
+    monkeypatch.setattr(conv_cpu, "_pointwise_gradient", lambda *a: used.append(1) or original(*a))
+    places, conv = places_of(kind, selection), KINDS[kind][-1]
+    x, dy = tensors(kind, torch.float32, False, False)
+    expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
+    channel, tap = places.hot // places.taps, places.hot_tap
+    got = conv_cpu.selected_gradient(dy, x, places.slot, places.rows, channel, tap, *conv)
+    assert_close(got, expected, torch.float32)
+    unfolded = patches.Unfolded.of(x, *conv[:4])
+    kept = unfolded.columns(unfolded.offsets(channel, tap))
+    assert len(used) > 0
+    used.clear()
+    got = conv_cpu.selected_gradient(dy, kept, places.slot, places.rows, None, None, *conv)
+    assert_close(got, expected, torch.float32)
+    assert len(used) == (1 if not patches.channels_last(kept) else 0)  # all images at once: nothing is copied
+
+
 @pytest.mark.parametrize("kind", ["pointwise", "square", "depthwise", "patches", "line"])
 def test_awkward_gradients_and_empty_batch(kind: str) -> None:
     places, conv = places_of(kind, "two"), KINDS[kind][-1]
