@@ -25,7 +25,8 @@ from fewtune.segmentation.data.transforms import Input, Joint, mask_at
 from fewtune.training.loaders import image_loader
 from masks import mask_folder, scene, write_scene
 
-KVASIR = Path(os.environ.get("FEWTUNE_TEST_DATA", Path(__file__).parent / "../../shared/data")) / "kvasir_seg_256.zip"
+DATA = Path(os.environ.get("FEWTUNE_TEST_DATA", Path(__file__).parents[3] / "shared/data"))
+KVASIR = DATA / "kvasir_seg_256.zip"
 
 
 @dataclass(frozen=True)

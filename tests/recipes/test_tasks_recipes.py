@@ -200,7 +200,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 def test_wheel_holds_the_recipes(tmp_path: Path) -> None:
     hatchling = pytest.importorskip("hatchling.builders.wheel")
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     builder = hatchling.WheelBuilder(str(root))
     held = {Path(file.distribution_path) for file in builder.recurse_included_files()}
     assert {Path("fewtune/recipes") / f"{name}.yaml" for name in recipes.names()} <= held

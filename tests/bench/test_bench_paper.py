@@ -14,7 +14,7 @@ from fewtune.bench.report import printed
 from fewtune.data.declarations import DECLARATIONS
 from fewtune.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = Path(os.environ.get("FEWTUNE_TEST_DATA", ROOT / "../shared/data")).parent / "paper" / "gps-paper.txt"
 WITH_CELLS = [number for number in numbers() if paper_table(number).cells]
 PART = r"\([abc]\)"
