@@ -180,8 +180,8 @@ def drawn_sheet(path: Path) -> None:
     import numpy as np
     from PIL import Image
 
+    from fewtune.data.masks import save_mask, save_png
     from fewtune.segmentation import evaluate
-    from fewtune.segmentation.data.masks import save_mask, save_png
     from fewtune.segmentation.evaluation import worst_first
 
     with tempfile.TemporaryDirectory() as folder:

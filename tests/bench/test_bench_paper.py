@@ -11,7 +11,7 @@ import pytest
 
 from fewtune.bench.printed import expanded, numbers, paper_table, plain
 from fewtune.bench.report import printed
-from fewtune.data.declarations import DECLARATIONS
+from fewtune.data.catalog import DECLARATIONS
 from fewtune.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

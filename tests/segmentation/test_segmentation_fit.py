@@ -19,11 +19,11 @@ from fewtune import load_delta
 from fewtune.cli import _one_line
 from fewtune.cli.app import app
 from fewtune.config import Recipe, read_recipe, recipe_from
+from fewtune.data import MaskSplit
 from fewtune.errors import ConfigError, DataError, DeltaError
 from fewtune.importance import gradient_importance
 from fewtune.losses import segmentation_loss
 from fewtune.segmentation import evaluate, fit
-from fewtune.segmentation.data import MaskSplit
 from fewtune.segmentation.evaluation import read_measures
 from fewtune.segmentation.learning import MaskLearner, SegmentationLoss, mask_dice
 from fewtune.segmentation.metrics import NAMES, dice, measure

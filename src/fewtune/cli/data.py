@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fewtune.data.declarations import Counts, Declaration
+    from fewtune.data.catalog import Counts, Declaration
 
 app = typer.Typer(help="The published data sets: what they are, how to get them, whether they are whole.")
 
@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 def list_(as_json: AsJson = False) -> None:
     """All data sets with their classes and images."""
     from fewtune.cli.output import print_json, print_table
-    from fewtune.data.declarations import DECLARATIONS
+    from fewtune.data.catalog import DECLARATIONS
 
     if as_json:
         print_json([_described(data_set) for data_set in DECLARATIONS.values()])
@@ -41,7 +41,7 @@ def list_(as_json: AsJson = False) -> None:
 def info(key: Key, as_json: AsJson = False) -> None:
     """What a data set is, its licence, and how to get it."""
     from fewtune.cli.output import print_json
-    from fewtune.data.declarations import declaration
+    from fewtune.data.catalog import declaration
 
     described = _described(declaration(key))
     if as_json:
@@ -65,8 +65,8 @@ def check(
 ) -> None:
     """Compare files, labels and counts with what was published; exit status 2 where anything is wrong."""
     from fewtune.cli.output import print_json
-    from fewtune.data.checking import check as run
-    from fewtune.data.declarations import declaration
+    from fewtune.data.catalog import declaration
+    from fewtune.data.check import check as run
 
     data_set = declaration(key).part(classes, _counts(counts) if counts else None)
     with _progress() as told:
@@ -91,9 +91,9 @@ def prepare(key: Key, root: Root) -> None:
     """Download or unpack a data set where that is possible; else say what to fetch, and exit with status 2."""
     import logging
 
-    from fewtune.data.declarations import declaration
-    from fewtune.data.preparing import prepare as run
-    from fewtune.data.preparing import what_to_fetch
+    from fewtune.data.catalog import declaration
+    from fewtune.data.prepare import prepare as run
+    from fewtune.data.prepare import what_to_fetch
 
     data_set = declaration(key)
     folder = run(data_set, root, logging.getLogger("fewtune").info)
@@ -115,7 +115,7 @@ def _described(data_set: Declaration) -> dict[str, object]:
 
 def _counts(text: str) -> Counts:
     """ "train=80,test=50" -> counts of the splits."""
-    from fewtune.data.declarations import Counts
+    from fewtune.data.catalog import Counts
 
     try:
         pairs = [part.split("=") for part in text.split(",")]

@@ -2,7 +2,13 @@
 
 from fewtune.data.images import open_image
 from fewtune.data.load import load_data
+from fewtune.data.mask_load import load_masks
+from fewtune.data.mask_split import MaskData, MaskSplit
+from fewtune.data.masks import open_mask
 from fewtune.data.split import ImageData, Split
 from fewtune.data.transforms import eval_transform, train_transform, two_views
 
-__all__ = ["ImageData", "Split", "eval_transform", "load_data", "open_image", "train_transform", "two_views"]
+__all__ = [
+    "ImageData", "MaskData", "MaskSplit", "Split", "eval_transform", "load_data", "load_masks", "open_image",
+    "open_mask", "train_transform", "two_views",
+]  # fmt: skip

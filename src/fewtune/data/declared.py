@@ -6,9 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
-from fewtune.data import folders, lists
-from fewtune.data.cifar import cifar_data
-from fewtune.data.declarations import DECLARATIONS, Declaration, declaration
+from fewtune.data import lists
+from fewtune.data.catalog import DECLARATIONS, Declaration, declaration
+from fewtune.data.formats import folders
+from fewtune.data.formats.cifar import cifar_data
 from fewtune.data.images import find_images
 from fewtune.data.split import ImageData, Split
 from fewtune.errors import DataError

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewtune.data import cifar
-from fewtune.data.declarations import Declaration
+from fewtune.data.catalog import Declaration
 from fewtune.data.declared import CORRUPTIONS, SEVERITIES, WNID, kvasir_pairs
-from fewtune.data.folders import in_order
+from fewtune.data.formats import cifar
+from fewtune.data.formats.folders import in_order
 from fewtune.data.images import find_images, is_hidden
 from fewtune.errors import DataError
 

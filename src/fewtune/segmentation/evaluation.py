@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fewtune.data import MaskData, MaskSplit, load_masks
 from fewtune.errors import ConfigError, DataError
 from fewtune.metrics import Interval, paired_bootstrap
-from fewtune.segmentation.data import MaskData, MaskSplit, load_masks
 from fewtune.segmentation.metrics import NAMES, THRESHOLD, MaskReport, mask_report, measure
 from fewtune.segmentation.models import Segmenter, load_segmenter
 from fewtune.segmentation.prediction import probability_maps
@@ -89,7 +89,7 @@ def score_masks(
 
 def worst_first(found: MaskEvaluation, count: int, path: Path, accelerator: str = "auto") -> None:
     """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
-    from fewtune.segmentation.data.masks import save_png
+    from fewtune.data.masks import save_png
 
     order = sorted(range(len(found.rows)), key=lambda i: found.rows[i]["dice"])[:count]
     maps = probability_maps(found.segmenter, [found.split.images[i] for i in order], pick_device(accelerator))

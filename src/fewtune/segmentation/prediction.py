@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from fewtune.data.images import open_image
+from fewtune.data.mask_transforms import Input
+from fewtune.data.masks import save_mask, save_png
 from fewtune.errors import DataError
-from fewtune.segmentation.data.masks import save_mask, save_png
-from fewtune.segmentation.data.transforms import Input
 from fewtune.segmentation.metrics import THRESHOLD
 from fewtune.segmentation.models import Segmenter
 from fewtune.segmentation.sizes import at_size

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from fewtune.config import Recipe
+from fewtune.data import MaskData, load_masks
+from fewtune.data.mask_transforms import Joint
 from fewtune.importance import Scores, gradient_importance
-from fewtune.segmentation.data import MaskData, load_masks
-from fewtune.segmentation.data.transforms import Joint
 from fewtune.segmentation.evaluation import score_masks
 from fewtune.segmentation.learning import MaskLearner, SegmentationLoss
 from fewtune.segmentation.models import Segmenter, load_segmenter

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.config import Recipe
-from fewtune.data.declarations import declaration
+from fewtune.data.catalog import declaration
 from fewtune.data.declared import CORRUPTIONS, SEVERITIES, class_split, find_folder
 from fewtune.data.split import Split
 from fewtune.data.transforms import eval_transform

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fewtune.assets import TEXTILE, cache_folder, fetch, scratch
-from fewtune.data.folders import SPLIT_NAMES, folder_data
+from fewtune.data.formats.folders import SPLIT_NAMES, folder_data
 from fewtune.data.images import to_rgb
 from fewtune.data.split import ImageData, Split
 from fewtune.errors import DataError, MissingExtra

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fewtune.data.declarations import declaration
+from fewtune.data.catalog import declaration
 from fewtune.data.declared import find_folder, kvasir_pairs
-from fewtune.data.folders import SPLIT_NAMES, in_order
+from fewtune.data.formats.folders import SPLIT_NAMES, in_order
 from fewtune.data.images import find_images, is_hidden
+from fewtune.data.mask_split import MaskData, MaskSplit
 from fewtune.data.sampling import complement
 from fewtune.errors import DataError
-from fewtune.segmentation.data.split import MaskData, MaskSplit
 
 LOOKED = "looked for images/ and masks/, in it or in its folders train, val and test"
 

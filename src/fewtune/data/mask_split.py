@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fewtune.data.checking import leaks
+from fewtune.data.check import leaks
 from fewtune.data.images import open_image
 from fewtune.data.inventory import Entry, Inventory
+from fewtune.data.masks import open_mask
 from fewtune.errors import DataError
-from fewtune.segmentation.data.masks import open_mask
 
 
 @dataclass(frozen=True, eq=False)

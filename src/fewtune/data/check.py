@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewtune.data.declarations import Declaration
+from fewtune.data.catalog import Declaration
 from fewtune.data.declared import find_folder
 from fewtune.data.images import open_image, verify_image
 from fewtune.data.inventory import Entry, Inventory, inventory

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewtune.data.declarations import Declaration
+from fewtune.data.catalog import Declaration
 from fewtune.data.declared import find_folder
 from fewtune.errors import DataError
 
