@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report-only", action="store_true", help="write the page from runs that are finished")
     options = parser.parse_args()
+    from fewtune.bench.foreman import run_grid
     from fewtune.bench.report import grid_tables
     from fewtune.bench.results import to_json
-    from fewtune.bench.run import run_grid
     from fewtune.bench.tables import markdown
 
     data = unpacked("trashnet", options.cache)

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fewtune.bench.foreman import run_grid, status
 from fewtune.bench.grid import Grid, grid_from
+from fewtune.bench.job import Job
 from fewtune.bench.plan import plan
 from fewtune.bench.report import grid_tables
 from fewtune.bench.results import collect, difference
-from fewtune.bench.run import run_grid, status
-from fewtune.bench.runs import Job
 from fewtune.bench.workers import Workers
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError

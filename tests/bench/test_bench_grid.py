@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fewtune.bench.choosing import chosen
+from fewtune.bench.choices import chosen
 from fewtune.bench.grid import Grid, grid_from, read_grid, write_grid
 from fewtune.bench.plan import plan, scores_file
 from fewtune.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtune.bench.printed import expanded, numbers, paper_table, plain
+from fewtune.bench.paper_tables import expanded, numbers, paper_table, plain
 from fewtune.bench.report import printed
 from fewtune.data.catalog import DECLARATIONS
 from fewtune.errors import ConfigError

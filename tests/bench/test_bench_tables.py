@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fewtune.bench.grid import Grid, grid_from
-from fewtune.bench.printed import expanded, paper_table
+from fewtune.bench.paper_tables import expanded, paper_table
 from fewtune.bench.report import backbone_name, beside, namesake, printed
 from fewtune.bench.results import Cell, difference
 from fewtune.bench.tables import Table, csv_text, html_page, markdown

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fewtune.bench.grid import Grid
-from fewtune.bench.printed import Column, PaperTable, mean_of, numbers, paper_table, plain
+from fewtune.bench.paper_tables import Column, PaperTable, mean_of, numbers, paper_table, plain
 from fewtune.bench.results import Cell, collect, difference
 from fewtune.bench.tables import Table
 from fewtune.config import Recipe

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fewtune.bench.grid import Grid
+from fewtune.bench.job import read_json
 from fewtune.bench.plan import Run, plan
-from fewtune.bench.runs import read_json
 from fewtune.config import Recipe, read_recipe
 from fewtune.errors import DataError
 from fewtune.metrics import Interval, bootstrap

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from fewtune.bench.runs import Job, do
+from fewtune.bench.job import Job, do
 
 POLL = 0.5
 """Seconds after which idle workers are offered jobs anew: one may have become possible while others run."""

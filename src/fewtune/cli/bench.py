@@ -18,8 +18,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 @app.command("run")
 def run(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
     """Do all runs of a grid that are not done; ends with status 1 where some failed."""
+    from fewtune.bench.foreman import run_grid
     from fewtune.bench.grid import read_grid
-    from fewtune.bench.run import run_grid
 
     folder = out or Path("runs") / grid.stem
     progress = run_grid(read_grid(grid, settings or []), folder)
@@ -31,8 +31,8 @@ def run(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJ
 @app.command("status")
 def status(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
     """Say what is done, what failed and what is left, without doing anything."""
+    from fewtune.bench.foreman import status as look
     from fewtune.bench.grid import read_grid
-    from fewtune.bench.run import status as look
 
     folder = out or Path("runs") / grid.stem
     _show(look(read_grid(grid, settings or []), folder), folder, as_json)
@@ -50,7 +50,7 @@ def table(
 ) -> None:
     """Tables of what a grid measured, and the paper's tables with ours beside the printed values."""
     from fewtune.bench.grid import read_grid
-    from fewtune.bench.printed import numbers
+    from fewtune.bench.paper_tables import numbers
     from fewtune.bench.report import grid_tables, paper_tables, printed
     from fewtune.bench.results import to_json
     from fewtune.bench.tables import csv_text, html_page, markdown

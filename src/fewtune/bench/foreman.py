@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewtune.bench.choosing import chosen
+from fewtune.bench.choices import chosen
 from fewtune.bench.grid import Grid, write_grid
+from fewtune.bench.job import Job, read_json
 from fewtune.bench.plan import Run, plan
 from fewtune.bench.results import MEASURES
-from fewtune.bench.runs import Job, read_json
 from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
