@@ -1,10 +1,10 @@
-"""Which choice is best on validation images."""
+"""Which choice is best on validation images, and what to try next where the best lies at an edge."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +44,32 @@ def chosen(runs: Iterable[Run], out: Path) -> tuple[Setting, list[dict[str, Any]
         return {}, []
     best = max(range(len(rows)), key=lambda i: (rows[i]["accuracy"], -rows[i]["loss"]))
     return list(settings.values())[best], rows
+
+
+def beyond(values: Sequence[float], best: float) -> float | None:
+    """The value that follows `best` where it is the smallest or largest of `values`; None where it lies between others.
+
+    The series goes on as it came: 1e-3, 3e-3, 1e-2 is followed by 3e-2 and preceded by 3e-4.
+    """
+    line = sorted(set(values), reverse=best == min(values))
+    if len(line) < 2 or line[-1] != best:
+        return None
+    base, ratio = (line[-1], line[-1] / line[-2]) if len(line) == 2 else (line[-2], line[-1] / line[-3])
+    return float(f"{base * ratio:.6g}")
+
+
+def next_choice(best: Setting, tried: Sequence[Setting], grow: Mapping[str, int], given: Sequence[Setting]) -> Setting:
+    """The next choice to try where the best one lies at an edge of a setting that may grow; empty where it does not.
+
+    Args:
+        best: the best of what was tried.
+        tried: all choices so far, those of the grid (`given`) among them.
+        grow: setting -> how many values may be added to those of the grid.
+    """
+    for key, limit in grow.items():
+        values = [choice[key] for choice in tried if key in choice]
+        if key in best and len(set(values)) - len({choice[key] for choice in given}) < limit:
+            value = beyond(values, best[key])
+            if value is not None:
+                return {**{name: best[name] for name in given[0]}, key: value}
+    return {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewtune.bench.choices import chosen
+from fewtune.bench.choices import chosen, next_choice
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job, read_json
 from fewtune.bench.plan import Run, plan
@@ -69,14 +69,39 @@ class _Foreman:
 
     def __init__(self, grid: Grid, out: Path, quiet: bool = False) -> None:
         self.grid, self.out, self.quiet = grid, out, quiet
+        self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
         self.started, self.finished_here = time.monotonic(), 0
-        for name, run in self.progress.runs.items():
-            failure = out / name / "failed.txt"
-            if run.result(out).exists() and set(run.needs) <= set(self.progress.done):
-                self._check(run)
-            elif quiet and failure.exists():
-                self.progress.failed[name] = failure.read_text(encoding="utf-8").partition("\n")[0]
+        for kind in ("choose", "train"):  # the plan grows with what has been tried
+            for run in [run for run in self.progress.runs.values() if run.kind == kind]:
+                self._look(run)
+
+    def _look(self, run: Run) -> None:
+        """Note what became of a run before; where the choices grow by it, look at the added runs too."""
+        failure = self.out / run.name / "failed.txt"
+        if run.result(self.out).exists() and set(run.needs) <= set(self.progress.done):
+            self._check(run)
+        elif self.quiet and failure.exists():
+            self.progress.failed[run.name] = failure.read_text(encoding="utf-8").partition("\n")[0]
+        if run.kind == "choose" and run.name in self.progress.done:
+            for new in self._grow(run.task, run.method):
+                self._look(new)
+
+    def _grow(self, task: str, method: str) -> list[Run]:
+        """Add a choice where all of them are judged and the best lies at an edge; the runs that try it."""
+        given, added = self.grid.choices_of(method), self.added.setdefault((task, method), [])
+        judged = [
+            run for run in self.progress.runs.values() if (run.kind, run.task, run.method) == ("choose", task, method)
+        ]
+        if not self.grid.grow or not {run.name for run in judged} <= set(self.progress.done):
+            return []
+        best, _ = chosen(judged, self.out)
+        more = next_choice(best, [*given, *added], self.grid.grow, given)
+        if not more:
+            return []
+        added.append(more)
+        before, self.progress.runs = self.progress.runs, plan(self.grid, self.added)
+        return [run for name, run in self.progress.runs.items() if name not in before]
 
     def _check(self, run: Run) -> None:
         """A run that lies there counts as done where it was made with the same settings."""
@@ -119,6 +144,9 @@ class _Foreman:
             self._fail(job.name, reason)
         else:
             self.progress.done.append(job.name)
+            run = self.progress.runs[job.name]
+            if run.kind == "choose":
+                self._grow(run.task, run.method)
             log.info("%s %s: %s%s", self._count(), job.name, self._told(job), self._left())
         self._forget_scores(job.name.partition("/")[0])
 

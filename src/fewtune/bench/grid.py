@@ -71,6 +71,9 @@ class Grid(BaseModel):
     choices: Choices = Field({}, description="setting -> values to try, for methods that say nothing of their own")
     choose_seeds: tuple[Seed, ...] = Field((), description="seeds that choose; left out, the first of `seeds`")
     choose: dict[str, Any] = Field({}, description="settings of the choosing runs alone")
+    grow: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        {}, description="setting -> how many values may be added where the best of its choices lies at an edge"
+    )
     choose_epochs: bool = Field(True, description="choose the number of epochs too; else the last is taken")
     compare: str | None = Field(None, description="what others are compared with; left out, gps or the first")
     workers: int = Field(1, gt=0, description="runs side by side, each in a process of its own")
@@ -85,6 +88,10 @@ class Grid(BaseModel):
                 raise ValueError(f"{key}: every seed may stand there once, got {list(seeds)}")
         if self.choose_epochs and "epochs" in self.choose:
             raise ValueError("choose: runs of other epochs do not tell how many to train for; add choose_epochs=false")
+        for key in self.grow:
+            for choices in (self.choices, *(part.choices or {} for part in self.methods.values())):
+                if not all(isinstance(value, int | float) and value > 0 for value in choices.get(key, ())):
+                    raise ValueError(f"grow.{key}: only positive numbers go on, got {list(choices[key])}")
         return self
 
     @property

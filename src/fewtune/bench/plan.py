@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,17 +52,21 @@ class Run:
         return folder / "validation.json" if self.kind == "choose" else RunFolder(folder).metrics
 
 
-def plan(grid: Grid) -> dict[str, Run]:
+Added = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
+"""(task, method) -> choices beyond those of the grid, tried because the best lay at an edge."""
+
+
+def plan(grid: Grid, added: Added | None = None) -> dict[str, Run]:
     """All runs by name, tasks and methods in the grid's order, choosing runs before what they are needed for."""
-    return {run.name: run for run in _runs(grid)}
+    return {run.name: run for run in _runs(grid, added or {})}
 
 
-def _runs(grid: Grid) -> Iterator[Run]:
+def _runs(grid: Grid, added: Added) -> Iterator[Run]:
     for task in grid.tasks:
         choosing: dict[str, list[Run]] = {method: [] for method in grid.methods}
         for method in grid.methods:
             if grid.chooses(task, method):
-                for choice in grid.choices_of(method):
+                for choice in (*grid.choices_of(method), *added.get((task, method), ())):
                     choosing[method] += [Run("choose", task, method, seed, choice) for seed in grid.choosing_seeds]
         for method in grid.methods:
             yield from choosing[method]
