@@ -57,6 +57,7 @@ class Method(_Part):
     """A method, with its settings and with what is chosen for it on validation images."""
 
     choices: Choices | None = Field(None, description="setting -> values to try; left out, the grid's")
+    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, description="left out, the grid's")
     paper: str | None = Field(None, description="the paper's row beside which it stands; left out, its namesake")
 
 
@@ -67,6 +68,7 @@ class Grid(BaseModel):
     settings: dict[str, Any] = Field({}, description="settings of every run, as of `fewtune fit`")
     tasks: dict[Name, Task] = Field(min_length=1)
     methods: dict[Name, Method] = Field(min_length=1)
+    later: tuple[Name, ...] = Field((), description="methods whose runs wait for all others, of all tasks")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     choices: Choices = Field({}, description="setting -> values to try, for methods that say nothing of their own")
     choose_seeds: tuple[Seed, ...] = Field((), description="seeds that choose; left out, the first of `seeds`")
@@ -83,7 +85,11 @@ class Grid(BaseModel):
     def _known_and_told_once(self) -> Grid:
         if self.compare is not None and self.compare not in self.methods:
             raise ValueError(f"compare: no method is called '{self.compare}'; there are {', '.join(self.methods)}")
-        for key, seeds in (("seeds", self.seeds), ("choose_seeds", self.choose_seeds)):
+        strangers = [name for name in self.later if name not in self.methods]
+        if strangers:
+            raise ValueError(f"later: no method is called '{strangers[0]}'; there are {', '.join(self.methods)}")
+        listed = [(f"methods.{name}.seeds", part.seeds or ()) for name, part in self.methods.items()]
+        for key, seeds in (("seeds", self.seeds), ("choose_seeds", self.choose_seeds), *listed):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{key}: every seed may stand there once, got {list(seeds)}")
         if self.choose_epochs and "epochs" in self.choose:
@@ -103,6 +109,10 @@ class Grid(BaseModel):
     def choosing_seeds(self) -> tuple[int, ...]:
         """The seeds with which choices are made."""
         return self.choose_seeds or self.seeds[:1]
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds of a method's reported runs."""
+        return self.methods[method].seeds or self.seeds
 
     def choices_of(self, method: str) -> list[dict[str, Any]]:
         """Every combination of the values that are tried for a method; one empty choice where there is none."""

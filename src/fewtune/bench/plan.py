@@ -57,8 +57,12 @@ Added = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
 
 
 def plan(grid: Grid, added: Added | None = None) -> dict[str, Run]:
-    """All runs by name, tasks and methods in the grid's order, choosing runs before what they are needed for."""
-    return {run.name: run for run in _runs(grid, added or {})}
+    """All runs by name, in the order in which they are done: tasks and methods as in the grid, later methods last.
+
+    Choosing runs come before what they are needed for, and the methods of one seed together.
+    """
+    runs = sorted(_runs(grid, added or {}), key=lambda run: run.method in grid.later)
+    return {run.name: run for run in runs}
 
 
 def _runs(grid: Grid, added: Added) -> Iterator[Run]:
@@ -70,8 +74,9 @@ def _runs(grid: Grid, added: Added) -> Iterator[Run]:
                     choosing[method] += [Run("choose", task, method, seed, choice) for seed in grid.choosing_seeds]
         for method in grid.methods:
             yield from choosing[method]
-        for seed in grid.seeds:
-            for method in grid.methods:
+        others = [seed for method in grid.methods for seed in grid.seeds_of(method)]
+        for seed in dict.fromkeys([*grid.seeds, *others]):
+            for method in [method for method in grid.methods if seed in grid.seeds_of(method)]:
                 yield Run("train", task, method, seed, needs=tuple(run.name for run in choosing[method]))
 
 
