@@ -1,0 +1,220 @@
+"""`TaskBank`: many tasks held beside one backbone; a batch may hold images of any of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.delta import Delta
+from fewtune.errors import DataError, DeltaError
+from fewtune.methods import load_task_file
+from fewtune.models import Backbone, logits
+from fewtune.serving.changes import HeldTask, tensors_of
+from fewtune.serving.holders import holders_of, replaced
+from fewtune.serving.mixing import Changed, MixedPass, changed_modules
+from fewtune.serving.probe import MIDDLE, Splits, close, find_splits, random_images
+
+LOG = logging.getLogger(__name__)
+PLAIN = HeldTask({}, frozenset(), 0, {})
+"""The backbone as it is."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image by one task."""
+
+    task: str
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+    """By class, in the order of the task file."""
+
+
+class TaskBank:
+    """Tasks of one backbone, added, replaced and removed at any time.
+
+    A batch is answered in one forward pass, whatever tasks its images belong to. Methods may be called from several
+    threads; forward passes take turns. The backbone is put into evaluation mode, and its weights are never written to
+    but for a moment in `add`, which looks at them through `Delta.apply`, and undoes it bit for bit.
+
+    Args:
+        backbone: a model, or a `fewtune.models.Backbone`, with a head of any size: tasks bring their own.
+    """
+
+    def __init__(self, backbone: nn.Module | Backbone) -> None:
+        self.backbone = backbone if isinstance(backbone, Backbone) else None
+        self.model: nn.Module = (backbone.model if isinstance(backbone, Backbone) else backbone).eval()
+        self._holders = holders_of(self.model)
+        self._tasks: Mapping[str, HeldTask] = {}
+        self._pass, self._change = threading.RLock(), threading.Lock()
+        self._splits: dict[tuple[int, ...], Splits] = {}
+        self._mixable: dict[tuple[tuple[int, ...], frozenset[str]], bool] = {}
+
+    def add(self, name: str, file: str | Path | Delta) -> None:
+        """Adds a task, or replaces the one of that name once the new one is known to be good.
+
+        Args:
+            name: by which images ask for it.
+            file: a task file, or a delta.
+
+        Raises:
+            DeltaError: it is damaged, belongs to another backbone, or is of a method that adds modules.
+        """
+        delta = file if isinstance(file, Delta) else load_task_file(file)
+        if not isinstance(delta, Delta):
+            raise DeltaError(
+                f"{file} is of the method {delta.method.name}, which adds modules to the network: only tasks that "
+                "change the backbone's own numbers can share a batch; predict with it alone (fewtune predict --delta)"
+            )
+        with self._pass:
+            self._check(delta)
+            task = HeldTask.of(delta, tensors_of(self.model))
+        with self._change:
+            self._tasks = {**self._tasks, name: task}
+
+    def remove(self, name: str) -> None:
+        """Raises:
+        DataError: there is no such task.
+        """
+        with self._change:
+            self.task(name)
+            self._tasks = {other: task for other, task in self._tasks.items() if other != name}
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks' names, in the order of their coming."""
+        return tuple(self._tasks)
+
+    def task(self, name: str) -> HeldTask:
+        """What is held of a task.
+
+        Raises:
+            DataError: there is none of that name.
+        """
+        tasks = self._tasks
+        if name not in tasks:
+            raise DataError(f"there is no task {name!r}; there are {', '.join(tasks) or 'none'}")
+        return tasks[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers of all tasks; the backbone's own are not counted."""
+        return sum(task.nbytes for task in self._tasks.values())
+
+    def predict(self, images: Tensor, tasks: str | Sequence[str], exact: bool = False) -> list[Prediction]:
+        """One prediction an image; see `logits`."""
+        names = [tasks] * len(images) if isinstance(tasks, str) else list(tasks)
+        held = [self.task(name) for name in names]
+        return [
+            _prediction(name, task.class_names, row)
+            for name, task, row in zip(names, held, self._answers(images, held, exact), strict=True)
+        ]
+
+    def logits(self, images: Tensor, tasks: str | Sequence[str], exact: bool = False) -> list[Tensor]:
+        """Of each image its task's logits, [classes of that task].
+
+        Args:
+            images: [B, channels, height, width], as the backbone wants them, in its dtype and on its device.
+            tasks: the task of every image, or one for all.
+            exact: one pass a task with that task's weights, bit for bit what the task applied alone answers; else
+                one pass for all, equal to that within rounding.
+
+        Raises:
+            DataError: there is no such task, or not one name an image.
+        """
+        names = [tasks] * len(images) if isinstance(tasks, str) else list(tasks)
+        return self._answers(images, [self.task(name) for name in names], exact)
+
+    @torch.inference_mode()
+    def _answers(self, images: Tensor, tasks: Sequence[HeldTask], exact: bool) -> list[Tensor]:
+        if len(tasks) != len(images):
+            raise DataError(f"{len(images)} images and {len(tasks)} tasks: expected one task an image")
+        of_task: dict[HeldTask, list[int]] = {}
+        for i, task in enumerate(tasks):
+            of_task.setdefault(task, []).append(i)
+        answers: dict[int, Tensor] = {}
+        with self._pass:
+            together = [] if exact else [task for task in of_task if self._mixes(task, images)]
+            groups = [[task] for task in of_task if task not in together]
+            for group in [together, *groups] if together else groups:
+                rows = [i for task in group for i in of_task[task]]
+                counts = [(task, len(of_task[task])) for task in group]
+                part = images if rows == list(range(len(images))) else images[rows]
+                output = self._mixed(part, counts) if group is together else self._alone(part, group[0])
+                answers |= zip(rows, output, strict=True)
+        return [answers[i][: task.classes] for i, task in enumerate(tasks)]
+
+    def _alone(self, images: Tensor, task: HeldTask) -> Tensor:
+        """A pass with copies of the weights that hold the task's values: the numbers of the task applied."""
+        with replaced(
+            {h: change.written_into(h.tensor) for n, change in task.changes.items() for h in self._holders[n]}
+        ):
+            return logits(self.model(images))
+
+    def _mixed(self, images: Tensor, rows: Sequence[tuple[HeldTask, int]]) -> Tensor:
+        changed = self._changed(images, [name for task, _ in rows for name in task.changes])
+        assert not isinstance(changed, str)
+        return logits(MixedPass(self.model, changed, rows)(images))
+
+    def _changed(self, images: Tensor, names: Sequence[str]) -> list[Changed] | str:
+        shape = tuple(images.shape[1:])
+        if shape not in self._splits:
+            self._splits[shape] = find_splits(self.model, random_images(images))
+        return changed_modules(self.model, self._holders, self._splits[shape], list(dict.fromkeys(names)))
+
+    def _mixes(self, task: HeldTask, images: Tensor) -> bool:
+        """Whether a task can share a pass: tried once for all tasks that change the same tensors, and told if not."""
+        key = tuple(images.shape[1:]), frozenset(task.changes)
+        if key not in self._mixable:
+            changed = self._changed(images, list(task.changes))
+            reason = f"{changed} is used in a way that does not tell images apart" if isinstance(changed, str) else ""
+            if not reason and not self._agrees(task, random_images(images)):
+                reason = "a pass for several tasks gave other numbers than the task alone"
+            if reason:
+                LOG.warning("these tasks take one pass each: %s", reason)
+            self._mixable[key] = not reason
+        return self._mixable[key]
+
+    def _agrees(self, task: HeldTask, images: Tensor) -> bool:
+        """Whether a pass of both the task and the backbone as it is gives what each alone does."""
+        counts = [(task, MIDDLE), (PLAIN, len(images) - MIDDLE)]
+        mixed = self._mixed(images, counts)
+        alone, plain = self._alone(images[:MIDDLE], task), logits(self.model(images[MIDDLE:]))
+        width = alone.shape[-1], plain.shape[-1]
+        return close(alone, mixed[:MIDDLE, : width[0]]) and close(plain, mixed[MIDDLE:, : width[1]])
+
+    def _check(self, delta: Delta) -> None:
+        """That the delta is one of this backbone, its head's size aside.
+
+        Raises:
+            DeltaError: it is not.
+        """
+        with self._head_of(delta):
+            delta.apply(self.model)
+            delta.revert(self.model)
+
+    @contextmanager
+    def _head_of(self, delta: Delta) -> Iterator[None]:
+        """A head of the task's shape in the place of the model's own."""
+        anatomy, stand_in = delta.selection().anatomy, {}
+        for name in delta.selection().head:
+            if name not in self._holders:
+                raise DeltaError(f"the task has a head ({name}) and the model has none: create it with num_classes=1")
+            for holder in self._holders[name]:
+                tensor = holder.tensor
+                stand_in[holder] = nn.Parameter(tensor.new_zeros(anatomy.shapes[name]), requires_grad=False)
+        with replaced(stand_in):
+            yield
+
+
+def _prediction(name: str, classes: Sequence[str], row: Tensor) -> Prediction:
+    probabilities = row.float().softmax(-1).tolist()
+    best = max(range(len(classes)), key=probabilities.__getitem__)
+    by_class = dict(zip(classes, probabilities, strict=True))
+    return Prediction(name, classes[best], probabilities[best], by_class)
