@@ -1,9 +1,9 @@
 """What each way of computing a selected weight gradient costs on a CPU, by shape alone.
 
-Nanoseconds an element, measured on two cores with AVX-512 (fp32, oneDNN's products) by `benchmarks/ops_cost_model.py`,
-which prints this table for another machine. Only their ratios matter, and only roughly: they choose between ways whose
-costs cross slowly, so that a wrong choice near a crossing costs little. Shapes alone are read, so `torch.compile` can
-trace it.
+Nanoseconds an element, measured on two cores with AVX-512 (fp32, oneDNN's products) by
+`benchmarks/speed/ops_cost_model.py`, which prints this table for another machine. Only their ratios matter, and only
+roughly: they choose between ways whose costs cross slowly, so that a wrong choice near a crossing costs little.
+Shapes alone are read, so `torch.compile` can trace it.
 """
 
 from __future__ import annotations

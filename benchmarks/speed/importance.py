@@ -1,11 +1,11 @@
 """What a selection costs: the time of an importance pass in epochs of full fine-tuning, side by side in one process.
 
-    python benchmarks/importance.py                                            # ViT-S/16, batch 8
-    python benchmarks/importance.py --models vit_base_patch16_224 --device cuda --batch 32
+    python benchmarks/speed/importance.py                                            # ViT-S/16, batch 8
+    python benchmarks/speed/importance.py --models vit_base_patch16_224 --device cuda --batch 32
 
 An epoch is forward, backward and Adam's step on each batch. The contrastive objective sees every image twice, in two
 views. `passes=2` forms the gradients of half of the layers at a time, for a model that hardly fits. Reading images is
-left out of both. Results are added to docs/benchmarks/importance.json; `report.py` makes the table.
+left out of both. Results are added to docs/benchmarks/speed/importance.json; `report.py` makes the table.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Writes `hot_columns.json`, from which the benchmarks draw selections like real ones on models of any size:
 
-    python benchmarks/hot_columns.py FOLDER_OF_CLASS_FOLDERS … [--images 600]
+    python benchmarks/speed/hot_columns.py FOLDER_OF_CLASS_FOLDERS … [--images 600]
 
 For each kind of layer (mean over blocks and data sets) and K: `share`, the share of the columns that some neuron
 selects (the hot ones); and `usage`, in 21 steps from the most to the least used hot column, the number of neurons

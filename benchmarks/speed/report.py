@@ -1,6 +1,6 @@
 """Tables and plots from the recorded benchmarks: docs/benchmarks/*.json -> docs/benchmarks/tables.md and *.png.
 
-    python benchmarks/report.py
+    python benchmarks/speed/report.py
 
 docs/benchmarks/cost.json is what `fewtune bench cost --json` printed.
 """
@@ -122,7 +122,7 @@ def main() -> None:
     lines = [
         "# Benchmark tables",
         "",
-        "Written by `benchmarks/report.py`; what they mean: [benchmarks](../benchmarks.md).",
+        "Written by `benchmarks/speed/report.py`; what they mean: [benchmarks](../benchmarks.md).",
     ]
     for heading, runs, make in (
         ("Time of one training step", steps, step_table),

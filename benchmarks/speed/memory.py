@@ -1,12 +1,12 @@
 """Memory of one training step, method by method, each in a fresh process.
 
-    python benchmarks/memory.py                                          # ViT-S/16 and ConvNeXt-T, batch 8
-    python benchmarks/memory.py --models vit_base_patch16_224 --methods full bias-only "GPS K=1" "GPS K=10"
+    python benchmarks/speed/memory.py                                          # ViT-S/16 and ConvNeXt-T, batch 8
+    python benchmarks/speed/memory.py --models vit_base_patch16_224 --methods full bias-only "GPS K=1" "GPS K=10"
 
 Counted in bytes: what the forward pass saves for backward (unique storages, parameters and buffers excluded),
 gradients, the optimiser's state, what the tuner itself holds beside the model (indices, masks, original values), and
 the peak of the process's memory during the step beyond what it held before (on CUDA: the peak of allocated memory).
-Results are added to docs/benchmarks/memory.json.
+Results are added to docs/benchmarks/speed/memory.json.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Size of a task file, and time to save, load, apply, revert and swap it, beside a whole checkpoint.
 
-    python benchmarks/tasks.py                                           # ViT-B/16, K = 1 and 10
-    python benchmarks/tasks.py --models vit_small_patch16_224 --ks 1
+    python benchmarks/speed/tasks.py                                           # ViT-B/16, K = 1 and 10
+    python benchmarks/speed/tasks.py --models vit_small_patch16_224 --ks 1
 
 Two tasks are made by random values in place of training. Times are medians; revert is checked bit for bit. Results are
-added to docs/benchmarks/tasks.json.
+added to docs/benchmarks/speed/tasks.json.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures the constants of src/fewtune/tuning/ops/cost.py on this machine and prints them beside those in use.
 
-    python benchmarks/ops_cost_model.py [--threads 2]
+    python benchmarks/speed/ops_cost_model.py [--threads 2]
 
 Each constant is the median, over a few shapes of ViT-S/16, ConvNeXt-T and ResNet-50 at batch 8, of a function's time by
 the elements that it is counted in. Only ratios between constants matter.

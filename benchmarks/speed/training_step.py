@@ -1,12 +1,12 @@
 """Time of one training step, method by method, side by side in one process.
 
-    python benchmarks/training_step.py                                   # ViT-S/16 and ConvNeXt-T, batch 8, eager
-    python benchmarks/training_step.py --models vit_base_patch16_224 --batch 32 --compile default
-    python benchmarks/training_step.py --random-columns                  # the worst case of a selection
+    python benchmarks/speed/training_step.py                                   # ViT-S/16 and ConvNeXt-T, batch 8, eager
+    python benchmarks/speed/training_step.py --models vit_base_patch16_224 --batch 32 --compile default
+    python benchmarks/speed/training_step.py --random-columns                  # the worst case of a selection
 
 Every round times one step of every method, one after the other in an order that rotates, so that whatever else the
 machine does meets all alike. Figures are medians over rounds; ratios are medians of the ratios within a round.
-Results are added to docs/benchmarks/training_step.json; `report.py` makes the tables and plots.
+Results are added to docs/benchmarks/speed/training_step.json; `report.py` makes the tables and plots.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast training images are loaded, against ImageFolder with timm's transforms: the same files, crops and workers.
 
-    python benchmarks/loading.py [--images 256] [--size 400] [--workers 0 2] [--rounds 5]
+    python benchmarks/speed/loading.py [--images 256] [--size 400] [--workers 0 2] [--rounds 5]
 
 Rounds are interleaved, so that other work on the machine slows both alike; medians are compared. The ratio is ours by
 theirs in images a second: 1 and above is at least as fast.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:
