@@ -172,13 +172,13 @@ def test_full_trains_running_statistics_and_its_task_file_carries_them(tmp_path:
     assert tuner.trained == sum(parameter.numel() for parameter in model.parameters())
     optimizer = torch.optim.SGD(tuner.param_groups(lr=0.1, head_lr=0.2))
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
-    before = tuner.state_dict()["bn1.running_mean"].clone()
+    before = tuner.state_dict()["model"]["bn1.running_mean"].clone()
     model.train()
     for _ in range(2):
         nn.functional.cross_entropy(model(x), torch.arange(8) % 3).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert not torch.equal(tuner.state_dict()["bn1.running_mean"], before)
+    assert not torch.equal(tuner.state_dict()["model"]["bn1.running_mean"], before)
     tuner.delta({"method": "full"}).save(tmp_path / "full.safetensors")
     other = fresh()
     fewtune.load_delta(tmp_path / "full.safetensors").apply(other)

@@ -43,6 +43,24 @@ class Delta:
         """The selection that was tuned."""
         return self.choice
 
+    @property
+    def connections(self) -> int:
+        """Number of selected connections."""
+        return self.choice.connections
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return self.choice.trained
+
+    def per_layer(self) -> dict[str, int]:
+        """Weight name -> number of its selected connections."""
+        return self.choice.per_layer()
+
+    def summary(self) -> str:
+        """A table of what was trained."""
+        return self.choice.summary()
+
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the delta as one safetensors file, whole or not at all.
 

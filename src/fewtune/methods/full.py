@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
+from fewtune.methods.base import State
 from fewtune.neurons import Role, describe
 from fewtune.selection import Selection
+from fewtune.tuning.groups import param_groups
 
 
 class Full:
@@ -34,23 +36,27 @@ class Full:
         """Exactly what is trained."""
         return list(self.model.parameters())
 
-    def param_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
-        """Groups for an optimiser: the head may have a learning rate of its own."""
-        in_head = set(self.anatomy.named(Role.HEAD))
-        named = self.named_parameters()
-        rest = [parameter for name, parameter in named.items() if name not in in_head]
-        head = [parameter for name, parameter in named.items() if name in in_head]
-        groups = [{"params": rest, "lr": lr}, {"params": head, "lr": lr if head_lr is None else head_lr}]
-        return [group for group in groups if group["params"]]
+    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
+        """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
+        return param_groups(self.named_parameters(), self.anatomy.named(Role.HEAD), lr, head_lr)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The whole model's state: all of it is trained."""
+        return {"model": self.plain_state_dict()}
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The tuned model's state."""
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def merged_state_dict(self) -> dict[str, Tensor]:
+        """The same: nothing is added that would have to be merged."""
+        return self.plain_state_dict()
+
+    def load_state_dict(self, state: State) -> None:
         """Put a saved state back. TuningError where it is of another model."""
         try:
-            self.model.load_state_dict(dict(state), strict=True)
+            # A run begun by fewtune 0.1.0 saved the model's state without a name.
+            self.model.load_state_dict(dict(state.get("model", state)), strict=True)
         except RuntimeError as error:
             raise TuningError(f"the saved state is of another model: {error}") from None
 

@@ -15,6 +15,7 @@ from fewtune.methods.taskfile import MethodFile, known_by
 from fewtune.models.backbone import seeded
 from fewtune.neurons import Role, describe
 from fewtune.tuning import attach
+from fewtune.tuning.groups import param_groups
 
 
 class Inserted:
@@ -78,13 +79,7 @@ class Inserted:
 
     def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
         """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
-        named, head = self.named_parameters(), set(self.anatomy.named(Role.HEAD))
-        groups: list[dict[str, Any]] = []
-        for rate, inside in ((lr, False), (head_lr if head_lr is not None else lr, True)):
-            parameters = [parameter for name, parameter in named.items() if (name in head) is inside]
-            if parameters:
-                groups.append({"params": parameters} | ({} if rate is None else {"lr": rate}))
-        return groups
+        return param_groups(self.named_parameters(), self.anatomy.named(Role.HEAD), lr, head_lr)
 
     def sync(self) -> None:
         """After a change of values by hand: writes those that stand for some of a weight into it."""

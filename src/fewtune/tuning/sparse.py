@@ -15,6 +15,7 @@ from fewtune.neurons import Owner, has_running_statistics, nearest, owners
 from fewtune.selection import Selection
 from fewtune.tuning import layers, stepping
 from fewtune.tuning.functions import sharded
+from fewtune.tuning.groups import param_groups
 from fewtune.tuning.layers import Tuned, write_values
 from fewtune.tuning.ops import SelectedPlaces
 from fewtune.tuning.slots import MASTER, SELECTED, Selected, Whole
@@ -181,13 +182,7 @@ class Tuner:
 
     def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
         """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
-        named, head = self.named_parameters(), set(self.selection.head)
-        groups: list[dict[str, Any]] = []
-        for rate, inside in ((lr, False), (head_lr if head_lr is not None else lr, True)):
-            parameters = [p for name, p in named.items() if (name in head) is inside]
-            if parameters:
-                groups.append({"params": parameters} | ({} if rate is None else {"lr": rate}))
-        return groups
+        return param_groups(self.named_parameters(), self.selection.head, lr, head_lr)
 
     def sync(self) -> None:
         """Writes the values into the weights: after any change of them that was not a step of a torch optimiser."""
@@ -205,6 +200,10 @@ class Tuner:
             for attribute, slot in module._fewtune.tuned.items()
         }
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in added}
+
+    def merged_state_dict(self) -> dict[str, Tensor]:
+        """The same as `plain_state_dict`, since nothing is added that would have to be merged."""
+        return self.plain_state_dict()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The compact trained state: what is trained, and the buffers that training changed."""

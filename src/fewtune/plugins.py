@@ -1,0 +1,67 @@
+"""Tables of values by name, which an installed package may extend by entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from fewtune.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Table(MutableMapping[str, T]):
+    """Values by name: fewtune's own first, then those of installed packages, each imported when it is asked for.
+
+    A package offers a value in its pyproject.toml; a script puts it in by hand (``TABLE["name"] = value``)::
+
+        [project.entry-points."fewtune.methods"]
+        norms = "mypackage.norms:NORMS"
+
+    Args:
+        group: of the entry points.
+        kind: what a value is called in messages.
+        values: fewtune's own; an entry point cannot replace one.
+    """
+
+    def __init__(self, group: str, kind: str, values: Mapping[str, T]) -> None:
+        self.kind, self._group, self._values = kind, group, dict(values)
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._values:
+            self._values[name] = self._loaded(self._offered()[name])
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: T) -> None:
+        self._values[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._values, **self._offered()})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values or name in self._offered()
+
+    @property
+    def present(self) -> dict[str, T]:
+        """The values that are here without importing any package: fewtune's own, and what was asked for before."""
+        return dict(self._values)
+
+    def _offered(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self._group)}
+
+    def _loaded(self, point: EntryPoint) -> T:
+        try:
+            value: T = point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"{self.kind} '{point.name}' of {point.value} cannot be imported ({type(error).__name__}: {error}); "
+                "update or remove the package that offers it"
+            ) from error
+        return value
