@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fewtune.tuning.ops import cost, cpu, matmul
+from fewtune.tuning.ops import cost, matmul
 from fewtune.tuning.ops.patches import Unfolded, laid_out
+from fewtune.tuning.ops.torch_linear import columns, gathered_sum
 from methods import threads
 
 LINEAR = [(1576, 384, 1152), (1576, 384, 384), (1576, 384, 1536), (1576, 1536, 384), (392, 2048, 512)]
@@ -51,13 +52,13 @@ def linear_constants() -> Iterator[tuple[str, float]]:
         chosen = torch.randint(fan_in, (neurons,))
         rows = torch.randint(neurons, (neurons,)).sort().values
         for name, at in (("GATHER", None), ("GATHER_RAGGED", rows)):
-            each = nanoseconds(lambda x=x, dy=dy, c=chosen, r=at: cpu.gathered_sum(dy, x, c, torch.float32, r))
+            each = nanoseconds(lambda x=x, dy=dy, c=chosen, r=at: gathered_sum(dy, x, c, torch.float32, r))
             yield name, each / (n * len(chosen))
         for share in (32, 12, 4, 2):
             few, at = chosen[: neurons // share], rows[::share][: neurons // share]
-            rare.append(nanoseconds(lambda x=x, dy=dy, c=few, r=at: cpu.gathered_sum(dy, x, c, torch.float32, r)))
+            rare.append(nanoseconds(lambda x=x, dy=dy, c=few, r=at: gathered_sum(dy, x, c, torch.float32, r)))
             terms.append([1.0, n * len(few), n * neurons])
-        yield "COLUMN", nanoseconds(lambda x=x, c=chosen[:128]: cpu.columns(x, c)) / (n * 128)
+        yield "COLUMN", nanoseconds(lambda x=x, c=chosen[:128]: columns(x, c)) / (n * 128)
     slope, fixed = np.polyfit(widths, products, 1)
     yield "PRODUCT_FIXED", float(fixed)
     yield "PRODUCT", float(slope)

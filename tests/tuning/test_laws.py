@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fewtune
-from fewtune.tuning import layers, sparse
+from fewtune.tuning import layers, trained
 from fewtune.tuning.reference import DenseMask
-from fewtune.tuning.slots import Selected
+from fewtune.tuning.tensors import Selected
 from layer_kinds import CLASSES, KINDS, Net
 
 warnings.filterwarnings("ignore", message=".*weight_norm.*")
@@ -126,19 +126,19 @@ def planted_at_attach(fault: str | None) -> Iterator[None]:
     """Faults that lie in what attach builds: an index shifted by one; a weight handed out with its dense gradient."""
     with pytest.MonkeyPatch.context() as patch:
         if fault == "index shifted by one":
-            right = sparse._tune_selected
+            right = trained.tune_selected
 
             def shifted(selection: fewtune.Selection, name: str, held: Any) -> Any:
-                trained = right(selection, name, held)
+                tuned = right(selection, name, held)
                 places, view = selection.places[name], selection.anatomy.views[name]
                 flat = (places.rows * places.fan_in + (places.columns + 1) % places.fan_in).sort().values
                 slot = held[0].module._fewtune.tuned[held[0].attribute]
                 shape = (places.neurons, places.fan_in)
                 slot.index = view.stored_index(flat).view(slot.index.shape)
                 slot.places = type(slot.places).of(shape, flat, groups=slot.places.groups, taps=slot.places.taps)
-                return trained
+                return tuned
 
-            patch.setattr(sparse, "_tune_selected", shifted)
+            patch.setattr(trained, "tune_selected", shifted)
         if fault == "mask ignored":
             patch.setattr(Selected, "hand_out", lambda self, values, frozen: frozen + 0 * values.sum())
             patch.setattr(layers, "fast_forward", lambda base: None)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError
-from fewtune.tuning.fast import fast_forward
+from fewtune.tuning.forwards import fast_forward
 from fewtune.tuning.functions import recorded, sharded
-from fewtune.tuning.slots import SELECTED, Selected, Whole, write_shard
+from fewtune.tuning.tensors import SELECTED, Selected, Whole, write_shard
 
 
 class Written(NamedTuple):

@@ -11,11 +11,11 @@ from torch import Tensor
 from fewtune.tuning.ops import (
     ConvShape,
     SelectedPlaces,
-    conv_cpu,
     conv_keep,
     conv_selected_gradient,
     patches,
     reference,
+    torch_conv,
 )
 
 # Largest error allowed, as a share of the layer's largest gradient.
@@ -103,17 +103,17 @@ WAYS += [(kind, "_by_product") for kind in KINDS if KINDS[kind][-1].groups == 1]
 def test_every_way_and_many_blocks(kind: str, selection: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     conv = KINDS[kind][-1]
     for block in (1, 100, 2**21):
-        monkeypatch.setattr(conv_cpu, "BLOCK", block)
+        monkeypatch.setattr(torch_conv, "BLOCK", block)
         price = {"_by_product": "product", "_by_gather": "conv_gather", "_by_library": "library"}[way]
-        monkeypatch.setattr(conv_cpu.cost, price, lambda *_, **__: -1e9)
+        monkeypatch.setattr(torch_conv.cost, price, lambda *_, **__: -1e9)
         used = []
-        original = getattr(conv_cpu, way)
-        monkeypatch.setattr(conv_cpu, way, lambda *a, **k: used.append(1) or original(*a, **k))  # noqa: B023
+        original = getattr(torch_conv, way)
+        monkeypatch.setattr(torch_conv, way, lambda *a, **k: used.append(1) or original(*a, **k))  # noqa: B023
         places = places_of(kind, selection)
         for last in (False, True):
             x, dy = tensors(kind, torch.float32, last, last)
             column = (places.slot, places.rows, places.hot // places.taps, places.hot_tap)
-            got = conv_cpu.selected_gradient(dy, x, *column, *conv)
+            got = torch_conv.selected_gradient(dy, x, *column, *conv)
             expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
             assert_close(got, expected, torch.float32)
         assert used
@@ -127,24 +127,24 @@ def test_products_as_pointwise_convolutions(
     kind: str, selection: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few columns: of an input that is unfolded, and of columns that were kept."""
-    monkeypatch.setattr(conv_cpu, "BLOCK", block)
-    monkeypatch.setattr(conv_cpu.cost, "POINTWISE_COLUMNS", 0)
-    monkeypatch.setattr(conv_cpu.cost, "POINTWISE_WEIGHTS", 0)
-    monkeypatch.setattr(conv_cpu.cost, "product", lambda *_, **__: -1e9)
+    monkeypatch.setattr(torch_conv, "BLOCK", block)
+    monkeypatch.setattr(torch_conv.cost, "POINTWISE_COLUMNS", 0)
+    monkeypatch.setattr(torch_conv.cost, "POINTWISE_WEIGHTS", 0)
+    monkeypatch.setattr(torch_conv.cost, "product", lambda *_, **__: -1e9)
     used = []
-    original = conv_cpu._pointwise_gradient
-    monkeypatch.setattr(conv_cpu, "_pointwise_gradient", lambda *a: used.append(1) or original(*a))
+    original = torch_conv._pointwise_gradient
+    monkeypatch.setattr(torch_conv, "_pointwise_gradient", lambda *a: used.append(1) or original(*a))
     places, conv = places_of(kind, selection), KINDS[kind][-1]
     x, dy = tensors(kind, torch.float32, False, False)
     expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
     channel, tap = places.hot // places.taps, places.hot_tap
-    got = conv_cpu.selected_gradient(dy, x, places.slot, places.rows, channel, tap, *conv)
+    got = torch_conv.selected_gradient(dy, x, places.slot, places.rows, channel, tap, *conv)
     assert_close(got, expected, torch.float32)
     unfolded = patches.Unfolded.of(x, *conv[:4])
     kept = unfolded.columns(unfolded.offsets(channel, tap))
     assert len(used) > 0
     used.clear()
-    got = conv_cpu.selected_gradient(dy, kept, places.slot, places.rows, None, None, *conv)
+    got = torch_conv.selected_gradient(dy, kept, places.slot, places.rows, None, None, *conv)
     assert_close(got, expected, torch.float32)
     assert len(used) == (1 if not patches.channels_last(kept) else 0)  # all images at once: nothing is copied
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewtune.tuning.ops import SelectedPlaces, cpu, fused, linear_keep, linear_selected_gradient, reference
+from fewtune.tuning.ops import SelectedPlaces, fused, linear_keep, linear_selected_gradient, reference, torch_linear
 from fewtune.tuning.ops.linear import KEEP_SHARE
 
 # Largest error allowed, as a share of the layer's largest gradient.
@@ -86,14 +86,14 @@ def test_ragged_selection_matches_reference(
     check(places, lead, dtype, whole)
 
 
-@pytest.mark.parametrize("way", [cpu.by_gather, cpu.by_product])
+@pytest.mark.parametrize("way", [torch_linear.by_gather, torch_linear.by_product])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("selection", ["uniform", "ragged"])
 def test_every_way_and_many_blocks(
     way: object, dtype: torch.dtype, selection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(2)
-    monkeypatch.setattr(cpu, "BLOCK", 512)  # several blocks of neurons, of connections and of rows
+    monkeypatch.setattr(torch_linear, "BLOCK", 512)  # several blocks of neurons, of connections and of rows
     places = uniform(300, 40, 3) if selection == "uniform" else ragged(300, 40, 1000)
     x, dy = torch.randn(700, 40).to(dtype), torch.randn(700, 300).to(dtype)
     got = way(dy, x, places.hot[places.slot], places.rows)  # type: ignore[operator]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fewtune.tuning.ops import matmul
-from fewtune.tuning.ops.cpu import BLOCK, columns, gathered_sum
 from fewtune.tuning.ops.places import SelectedPlaces
+from fewtune.tuning.ops.torch_linear import BLOCK, columns, gathered_sum
 
 
 def fusible(x: Tensor, weight: Tensor, values: Tensor, bias: Tensor | None, places: SelectedPlaces) -> bool:

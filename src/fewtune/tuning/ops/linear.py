@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewtune.tuning.ops.cost import KEEP_SHARE
-from fewtune.tuning.ops.cpu import columns
 from fewtune.tuning.ops.operators import selected_gradient
 from fewtune.tuning.ops.places import SelectedPlaces
+from fewtune.tuning.ops.torch_linear import columns
 
 
 def linear_keep(x: Tensor, places: SelectedPlaces, *, keep_whole: bool = False) -> Tensor:

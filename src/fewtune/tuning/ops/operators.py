@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewtune.tuning.ops import conv_cpu, cpu, triton
+from fewtune.tuning.ops import torch_conv, torch_linear, triton
 from fewtune.tuning.ops.places import SelectedPlaces
 
 
 def selected_gradient(dy: Tensor, x: Tensor, places: SelectedPlaces, hot: Tensor | None) -> Tensor:
-    """dV[o, k] = sum_n dY[n, o] X[n, column[o, k]], see `cpu.selected_gradient`; differentiable once more."""
+    """dV[o, k] = sum_n dY[n, o] X[n, column[o, k]], see `torch_linear.selected_gradient`; differentiable once more."""
     function = _operator if torch.compiler.is_compiling() or _recorded(dy, x) else _best
     return function(dy, x, places.slot, places.rows, hot, places.common, places.rare, places.rare_rows)
 
@@ -34,8 +34,8 @@ def conv_gradient(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """The same of a convolution, see `conv_cpu.selected_gradient`; not differentiable again."""
-    function = _conv_operator if torch.compiler.is_compiling() else conv_cpu.selected_gradient
+    """The same of a convolution, see `torch_conv.selected_gradient`; not differentiable again."""
+    function = _conv_operator if torch.compiler.is_compiling() else torch_conv.selected_gradient
     return function(dy, kept, slot, rows, channel, tap, kernel_size, stride, padding, dilation, groups)
 
 
@@ -56,7 +56,7 @@ def _best(
 ) -> Tensor:
     if rows is None and triton.usable(dy, x):
         return triton.selected_gradient(dy, x, slot if hot is None else hot[slot])
-    return cpu.selected_gradient(dy, x, slot, rows, hot, common, rare, rare_rows)
+    return torch_linear.selected_gradient(dy, x, slot, rows, hot, common, rare, rare_rows)
 
 
 _operator = torch.library.custom_op("fewtune::selected_gradient", _best, mutates_args=())
@@ -64,7 +64,7 @@ _operator = torch.library.custom_op("fewtune::selected_gradient", _best, mutates
 
 @_operator.register_fake
 def _(dy: Tensor, x: Tensor, slot: Tensor, *others: object) -> Tensor:
-    return dy.new_empty(slot.shape, dtype=cpu.accumulator(dy, x))
+    return dy.new_empty(slot.shape, dtype=torch_linear.accumulator(dy, x))
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -101,9 +101,9 @@ def _conv_operator(
     groups: int,
 ) -> Tensor:
     numbers = (kernel_size, stride, padding, dilation, groups)
-    return conv_cpu.selected_gradient(dy, kept, slot, rows, channel, tap, *numbers)
+    return torch_conv.selected_gradient(dy, kept, slot, rows, channel, tap, *numbers)
 
 
 @_conv_operator.register_fake
 def _(dy: Tensor, kept: Tensor, slot: Tensor, *others: object) -> Tensor:
-    return dy.new_empty(slot.shape, dtype=cpu.accumulator(dy, kept))
+    return dy.new_empty(slot.shape, dtype=torch_linear.accumulator(dy, kept))

@@ -1,144 +1,23 @@
-"""Attach a selection to a model, so that only what it names is trained (Eq. 5-6)."""
+"""A model with a selection attached: what is trained, its state, the delta, and the way back to a plain model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
-from fewtune.neurons import Owner, has_running_statistics, nearest, owners
 from fewtune.selection import Selection
-from fewtune.tuning import layers, stepping
+from fewtune.tuning import layers
+from fewtune.tuning.frozen_sample import Sample
 from fewtune.tuning.functions import sharded
 from fewtune.tuning.groups import param_groups
 from fewtune.tuning.layers import Tuned, write_values
-from fewtune.tuning.ops import SelectedPlaces
-from fewtune.tuning.slots import MASTER, SELECTED, Selected, Whole
-from fewtune.tuning.unmoved import Sample
-
-stepping.follow_optimizers()
-HALF = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One trained tensor: where the model holds it, and what it was before.
-
-    ``suffix``: of the parameter registered beside it; empty where the parameter itself is trained.
-    ``before``: the whole tensor, or its selected entries in the order of the selection's places.
-    """
-
-    owners: tuple[Owner, ...]
-    suffix: str
-    before: Tensor
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """What an optimiser steps; looked up anew, since wrappers such as FSDP replace it."""
-        return self._held(self.suffix)
-
-    @property
-    def tensor(self) -> nn.Parameter:
-        """The model's own tensor."""
-        return self._held("")
-
-    def _held(self, suffix: str) -> nn.Parameter:
-        owner = self.owners[0]
-        held = owner.module._parameters[owner.attribute + suffix]
-        assert held is not None
-        return held
-
-
-def attach(
-    model: nn.Module, selection: Selection, *, running_statistics: Literal["frozen", "update"] = "frozen"
-) -> Tuner:
-    """Freezes a model but for what a selection names, which is trained through compact values.
-
-    The model stays the same object, and its layers instances of their classes. Order: create the model, convert
-    (SyncBatchNorm), move and cast it, attach, then wrap it (DDP, FSDP2), compile it, make the optimiser. Values are
-    written into the weights after every step of a ``torch.optim`` optimiser; after any other change of them call
-    `Tuner.sync` (a forward pass that is not compiled does so itself where it can tell that they changed).
-
-    Args:
-        model: the model that the selection was made for.
-        selection: of `fewtune.select`.
-        running_statistics: "frozen": batch normalisation uses the pretrained statistics even in training mode;
-            "update": training mode updates them, and the delta carries them.
-
-    Raises:
-        TuningError: the model is attached already, or the selection was made for another model.
-    """
-    if running_statistics not in ("frozen", "update"):
-        raise TuningError(f"running_statistics={running_statistics!r}; expected 'frozen' or 'update'")
-    _check(model, selection)
-    held = owners(model)
-    flags = {name: owner[0].module._parameters[owner[0].attribute].requires_grad for name, owner in held.items()}  # type: ignore[union-attr]
-    buffers = {name: buffer.detach().clone() for name, buffer in _persistent_buffers(model).items()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    sample = Sample.of(selection, dict(model.named_parameters()))
-    trained = {name: _tune_selected(selection, name, tuple(held[name])) for name in selection.places}
-    for name in (*selection.whole, *selection.head):
-        trained[name] = _tune_whole(tuple(held[name]))
-    if running_statistics == "frozen":
-        in_head = {name.rpartition(".")[0] for name in selection.head}
-        for name, module in model.named_modules():
-            if has_running_statistics(module) and name not in in_head:
-                layers.freeze_statistics(module)
-    return Tuner(model, selection, trained, flags, buffers, sample)
-
-
-def _check(model: nn.Module, selection: Selection) -> None:
-    if any(isinstance(module, Tuned) for module in model.modules()):
-        raise TuningError("a selection is attached to this model already; detach it first")
-    if any(sharded(p) for p in model.parameters()):
-        raise TuningError("the model's parameters are distributed already; attach first, then shard (fully_shard)")
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name, shape in selection.anatomy.shapes.items():
-        if name not in shapes:
-            raise TuningError(
-                f"the selection is of another model: this one has no parameter {name!r}{nearest(name, shapes)}"
-            )
-        if shapes[name] != shape:
-            raise TuningError(f"the selection is of another model: {name} has shape {shapes[name]}, expected {shape}")
-    for name in selection.places:
-        if not dict(model.named_parameters())[name].is_floating_point():
-            raise TuningError(f"{name} is not a floating-point weight and cannot be trained")
-
-
-def _tune_selected(selection: Selection, name: str, held: tuple[Owner, ...]) -> Trained:
-    view, places = selection.anatomy.views[name], selection.places[name]
-    weight = held[0].module._parameters[held[0].attribute]
-    assert weight is not None
-    groups = getattr(held[0].module, "groups", 1) if view.kind == "rows" and len(view.shape) > 2 else 1
-    taps = view.fan_in // view.shape[1] if view.kind == "rows" and len(view.shape) > 2 else 1
-    of = SelectedPlaces.of((places.neurons, places.fan_in), places.flat, groups=groups, taps=taps, device=weight.device)
-    index = view.stored_index(places.flat).view(of.slot.shape).to(weight.device)
-    slot = Selected(view, of, index)
-    before = slot.read(weight.detach())
-    dtype = torch.float32 if weight.dtype in HALF else weight.dtype
-    values = nn.Parameter(before.to(dtype, copy=True))
-    for owner in held:
-        layers.tune(owner.module, owner.attribute, slot, values)
-    return Trained(held, slot.suffix, before)
-
-
-def _tune_whole(held: tuple[Owner, ...]) -> Trained:
-    parameter = held[0].module._parameters[held[0].attribute]
-    assert parameter is not None
-    before = parameter.detach().clone()
-    if parameter.dtype not in HALF:
-        parameter.requires_grad_(True)
-        return Trained(held, "", before)
-    master = nn.Parameter(before.to(torch.float32))
-    for owner in held:
-        layers.tune(owner.module, owner.attribute, Whole(), master)
-    return Trained(held, MASTER, before)
+from fewtune.tuning.tensors import SELECTED
+from fewtune.tuning.trained import Trained
 
 
 class Tuner:
@@ -217,7 +96,7 @@ class Tuner:
         Raises:
             TuningError: the state is of another selection.
         """
-        named, buffers = self.named_parameters(), _persistent_buffers(self.model)
+        named, buffers = self.named_parameters(), persistent_buffers(self.model)
         values = state.get("values", {})
         if different := set(named) ^ set(values):
             raise TuningError(f"the state is of another selection: {sorted(different)[0]} is in one of them only")
@@ -306,12 +185,12 @@ class Tuner:
                 module._fewtune.tuned[trained.owners[0].attribute].write(before, tensor)
             else:
                 tensor.copy_(before)
-        buffers = _persistent_buffers(self.model)
+        buffers = persistent_buffers(self.model)
         for name, before in self._buffers.items():
             buffers[name].copy_(before)
 
     def _changed_buffers(self) -> dict[str, Tensor]:
-        now = _persistent_buffers(self.model)
+        now = persistent_buffers(self.model)
         return {n: now[n].detach() for n, b in self._buffers.items() if not torch.equal(now[n], b.to(now[n].device))}
 
     def _must_be_attached(self) -> None:
@@ -319,7 +198,7 @@ class Tuner:
             raise TuningError("this tuner is detached; attach the selection again")
 
 
-def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{prefix}{'.' if prefix else ''}{name}": buffer
         for prefix, module in model.named_modules()

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fewtune.tuning.ops import cost
-from fewtune.tuning.ops.cpu import accumulator
 from fewtune.tuning.ops.patches import Unfolded, channels_last, laid_out, select
+from fewtune.tuning.ops.torch_linear import accumulator
 
-# Elements of one block of columns: see `cpu.BLOCK`; on other devices a block is many launches' worth of work.
+# Elements of one block of columns: see `torch_linear.BLOCK`; on other devices a block is many launches' worth of work.
 BLOCK = 2**21
 BLOCK_OFF_CPU = 2**26
 

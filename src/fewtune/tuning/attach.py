@@ -1,0 +1,75 @@
+"""Attach a selection to a model, so that only what it names is trained (Eq. 5-6)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from fewtune.errors import TuningError
+from fewtune.neurons import has_running_statistics, nearest, owners
+from fewtune.selection import Selection
+from fewtune.tuning import layers, stepping, trained
+from fewtune.tuning.frozen_sample import Sample
+from fewtune.tuning.functions import sharded
+from fewtune.tuning.layers import Tuned
+from fewtune.tuning.tuner import Tuner, persistent_buffers
+
+stepping.follow_optimizers()
+
+
+def attach(
+    model: nn.Module, selection: Selection, *, running_statistics: Literal["frozen", "update"] = "frozen"
+) -> Tuner:
+    """Freezes a model but for what a selection names, which is trained through compact values.
+
+    The model stays the same object, and its layers instances of their classes. Order: create the model, convert
+    (SyncBatchNorm), move and cast it, attach, then wrap it (DDP, FSDP2), compile it, make the optimiser. Values are
+    written into the weights after every step of a ``torch.optim`` optimiser; after any other change of them call
+    `Tuner.sync` (a forward pass that is not compiled does so itself where it can tell that they changed).
+
+    Args:
+        model: the model that the selection was made for.
+        selection: of `fewtune.select`.
+        running_statistics: "frozen": batch normalisation uses the pretrained statistics even in training mode;
+            "update": training mode updates them, and the delta carries them.
+
+    Raises:
+        TuningError: the model is attached already, or the selection was made for another model.
+    """
+    if running_statistics not in ("frozen", "update"):
+        raise TuningError(f"running_statistics={running_statistics!r}; expected 'frozen' or 'update'")
+    _check(model, selection)
+    held = owners(model)
+    flags = {name: owner[0].module._parameters[owner[0].attribute].requires_grad for name, owner in held.items()}  # type: ignore[union-attr]
+    buffers = {name: buffer.detach().clone() for name, buffer in persistent_buffers(model).items()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    sample = Sample.of(selection, dict(model.named_parameters()))
+    tuned = {name: trained.tune_selected(selection, name, tuple(held[name])) for name in selection.places}
+    for name in (*selection.whole, *selection.head):
+        tuned[name] = trained.tune_whole(tuple(held[name]))
+    if running_statistics == "frozen":
+        in_head = {name.rpartition(".")[0] for name in selection.head}
+        for name, module in model.named_modules():
+            if has_running_statistics(module) and name not in in_head:
+                layers.freeze_statistics(module)
+    return Tuner(model, selection, tuned, flags, buffers, sample)
+
+
+def _check(model: nn.Module, selection: Selection) -> None:
+    if any(isinstance(module, Tuned) for module in model.modules()):
+        raise TuningError("a selection is attached to this model already; detach it first")
+    if any(sharded(p) for p in model.parameters()):
+        raise TuningError("the model's parameters are distributed already; attach first, then shard (fully_shard)")
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, shape in selection.anatomy.shapes.items():
+        if name not in shapes:
+            raise TuningError(
+                f"the selection is of another model: this one has no parameter {name!r}{nearest(name, shapes)}"
+            )
+        if shapes[name] != shape:
+            raise TuningError(f"the selection is of another model: {name} has shape {shapes[name]}, expected {shape}")
+    for name in selection.places:
+        if not dict(model.named_parameters())[name].is_floating_point():
+            raise TuningError(f"{name} is not a floating-point weight and cannot be trained")
