@@ -8,7 +8,8 @@ from __future__ import annotations
 import typing
 from pathlib import Path
 
-from fewtune.config import DataKeys, MachineKeys, MethodKeys, OptimiserKeys, Recipe, SearchKeys, SelectionKeys
+from fewtune.config import DataKeys, MachineKeys, MethodKeys, OptimiserKeys, Recipe, SearchKeys
+from fewtune.methods import gps
 
 INTRODUCTION = """# Every setting of a run
 
@@ -22,12 +23,12 @@ a run stands in its `config.yaml`. This page is made by `python docs/make_recipe
 """
 
 GROUPS = {
-    "Data": DataKeys,
-    "Selection": SelectionKeys,
-    "Other methods": MethodKeys,
-    "Optimisation": OptimiserKeys,
-    "Search": SearchKeys,
-    "Machine": MachineKeys,
+    "Data": list(DataKeys.model_fields),
+    "Selection": list(gps.Settings.model_fields),
+    "Other methods": [key for key in MethodKeys.model_fields if key not in gps.Settings.model_fields],
+    "Optimisation": list(OptimiserKeys.model_fields),
+    "Search": list(SearchKeys.model_fields),
+    "Machine": list(MachineKeys.model_fields),
 }
 
 
@@ -41,10 +42,10 @@ def kind(annotation: typing.Any) -> str:
 
 
 def page() -> str:
-    grouped = {key for keys in GROUPS.values() for key in keys.model_fields}
+    grouped = {key for keys in GROUPS.values() for key in keys}
     own = [key for key in Recipe.model_fields if key not in grouped]
     lines = [INTRODUCTION]
-    for title, keys in {"Model and method": own, **{t: list(k.model_fields) for t, k in GROUPS.items()}}.items():
+    for title, keys in {"Model and method": own, **GROUPS}.items():
         lines += [f"## {title}", "", "| key | kind | default | |", "|---|---|---|---|"]
         for key in keys:
             field = Recipe.model_fields[key]

@@ -10,19 +10,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
 from fewtune.errors import ConfigError
+from fewtune.methods import METHODS, Method, Settings, gps
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+def _settings(methods: Iterable[Method]) -> tuple[type[Settings], ...]:
+    """The settings of all methods, without those that others are built on."""
+    kinds = list(dict.fromkeys(method.settings for method in methods))
+    return tuple(kind for kind in kinds if not any(other is not kind and issubclass(other, kind) for other in kinds))
 
 
-class DataKeys(_Keys):
+class DataKeys(Settings):
     """What is learnt from, and how its images are presented."""
 
     task: Literal["classification", "segmentation"] = Field(
@@ -60,59 +63,7 @@ class DataKeys(_Keys):
         return cache
 
 
-class SelectionKeys(_Keys):
-    """Which connections are trained (method gps)."""
-
-    selection: str | None = Field(None, description="a file of `fewtune select`; nothing is selected anew")
-    k: float | None = Field(None, gt=0, description="connections per neuron; 1 where no budget is given")
-    budget: float | None = Field(None, gt=0, le=1, description="selected fraction of the backbone's weights")
-    granularity: Literal["neuron", "layer", "network"] = "neuron"
-    importance: Literal["gradient", "magnitude", "random", "oracle"] = "gradient"
-    oracle: str | None = Field(None, description="for importance=oracle: run folder or task file of a method=full run")
-    objective: Literal["supcon", "cross_entropy", "segmentation"] | None = Field(
-        None, description="left out: supcon; of segmentation, always its own loss"
-    )
-    temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
-    bias: Literal["all", "none"] = "all"
-    scale: Literal["all", "none"] = "all"
-    norm: Literal["none", "all"] = "none"
-    relative_position: Literal["none", "all"] = "none"
-    exclude: tuple[str, ...] = Field((), description="glob patterns of modules that are never selected from")
-
-    @field_validator("objective")
-    @classmethod
-    def _of_the_task(cls, objective: str | None, info: ValidationInfo) -> str:
-        masks = info.data.get("task") == "segmentation"
-        if objective is not None and masks != (objective == "segmentation"):
-            raise ValueError(f"{objective} is no objective of {info.data.get('task')}")
-        return "segmentation" if masks else objective or "supcon"
-
-    @field_validator("granularity")
-    @classmethod
-    def _neurons_need_one(cls, granularity: str, info: ValidationInfo) -> str:
-        if granularity == "neuron" and (info.data.get("k") or 1) < 1:
-            raise ValueError(f"k={info.data['k']:g} is less than one connection a neuron; take 'layer' or 'network'")
-        return granularity
-
-    @field_validator("oracle")
-    @classmethod
-    def _oracle_and_importance(cls, oracle: str | None, info: ValidationInfo) -> str | None:
-        importance = info.data.get("importance", "oracle")
-        if oracle is None and info.data.get("importance") == "oracle":
-            raise ValueError("importance=oracle needs a full fine-tuning: the run folder or task file of method=full")
-        if oracle is not None and importance != "oracle":
-            raise ValueError(f"only importance=oracle reads it, and importance is {importance}")
-        return oracle
-
-    @field_validator("budget")
-    @classmethod
-    def _one_of_k_and_budget(cls, budget: float | None, info: ValidationInfo) -> float | None:
-        if budget is not None and info.data.get("k") is not None:
-            raise ValueError("k and budget say the same thing twice; give one of them")
-        return budget
-
-
-class OptimiserKeys(_Keys):
+class OptimiserKeys(Settings):
     """How the chosen parameters are trained."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -136,9 +87,6 @@ class OptimiserKeys(_Keys):
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0: off")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: inverse to class counts")
     drop_path: float = Field(0.0, ge=0, lt=1)
-    regularisation: float | None = Field(
-        None, gt=0, description="C of the linear probe's logistic regression; left out, chosen on validation images"
-    )
 
     @field_validator("stop_after")
     @classmethod
@@ -160,19 +108,13 @@ class OptimiserKeys(_Keys):
         return min(10, self.epochs // 10) if self.warmup_epochs is None else self.warmup_epochs
 
 
-class MethodKeys(_Keys):
-    """Settings of the methods beside gps; each left out is the method's published one (`docs/methods.md`)."""
-
-    rank: int | None = Field(None, gt=0, description="lora: r, 16; spt-adapter, spt-lora: inner width, 8")
-    alpha: float | None = Field(None, gt=0, description="lora: the scale is alpha / rank; left out, 1")
-    bottleneck: int | None = Field(None, gt=0, description="adapter: inner width; left out, a 64th of the block's")
-    adapter_after: Literal["mlp", "both"] = Field("mlp", description="both: behind attention too (Houlsby)")
-    prompts: int | None = Field(None, gt=0, description="vpt-shallow: 200 where left out; vpt-deep: 50 a block")
-    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="vpt-shallow, vpt-deep")
-    spt_budget: int = Field(400_000, gt=0, description="spt-adapter, spt-lora: trained parameters, head aside")
+if TYPE_CHECKING:
+    MethodKeys = gps.Settings  # what other rooms read of the methods' settings; the others are for the methods alone
+else:
+    MethodKeys = create_model("MethodKeys", __base__=_settings(METHODS.present.values()))
 
 
-class SearchKeys(_Keys):
+class SearchKeys(Settings):
     """What `--search` tries; every pair is one short run judged on validation images."""
 
     search_lr: tuple[float, ...] = Field((3e-4, 1e-3, 3e-3, 1e-2), min_length=1)
@@ -195,7 +137,7 @@ class SearchKeys(_Keys):
         return values
 
 
-class MachineKeys(_Keys):
+class MachineKeys(Settings):
     """Where it runs; passed to Lightning's Trainer as they are."""
 
     accelerator: str = "auto"
@@ -218,15 +160,33 @@ CLASSES_ONLY = ("shots", "ood", "cache", "label_smoothing", "mixup", "cutmix", "
 """Settings that mean something for classification alone."""
 
 
-class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, SelectionKeys, DataKeys):
+class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, DataKeys):
     """Every setting of one run."""
 
     model: str = Field(description="timm:NAME, hf:ID, torchvision:NAME, file:PATH or demo:NAME")
     arch: str | None = Field(None, description="architecture of a file: model, such as timm:vit_base_patch16_224")
     pretrained: bool = True
-    method: Literal[
-        "gps", "full", "linear", "bias", "adapter", "lora", "vpt-shallow", "vpt-deep", "ssf", "spt-adapter", "spt-lora"
-    ] = "gps"
+    method: str = Field("gps", description=f"what is trained: {', '.join(METHODS.present)}")
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        return METHODS.known(method)
+
+    @field_validator("objective")
+    @classmethod
+    def _of_the_task(cls, objective: str | None, info: ValidationInfo) -> str:
+        masks = info.data.get("task") == "segmentation"
+        if objective is not None and masks != (objective == "segmentation"):
+            raise ValueError(f"{objective} is no objective of {info.data.get('task')}")
+        return "segmentation" if masks else objective or "supcon"
+
+    @model_validator(mode="after")
+    def _can_exclude(self) -> Recipe:
+        if self.exclude and not METHODS[self.method].excludes:
+            able = ", ".join(name for name, method in METHODS.present.items() if method.excludes)
+            raise ValueError(f"exclude: method={self.method} cannot leave modules out; take {able}, or no exclude")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
@@ -238,24 +198,32 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, SelectionKeys, 
                 raise ValueError(f"task=segmentation has no classes, so it has no {', '.join(given)}")
         return self
 
-    @property
-    def per_neuron(self) -> float | None:
-        """K, or None where a budget is given."""
-        return self.k if self.k is not None or self.budget is not None else 1.0
-
     def changed(self, **values: Any) -> Recipe:
         """A copy with some values changed, checked like any other recipe."""
         return recipe_from({**self.model_dump(), **values})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Through `recipe_from`: the class of a recipe whose method a package offers is made when it is asked for."""
+        return recipe_from, (self.model_dump(),)
+
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """Check `values` and give the recipe; ConfigError names all mistakes at once."""
+    kind = _recipe_class(values.get("method"))
     try:
-        return Recipe(**values)
+        return kind(**values)
     except ValidationError as error:
-        mistakes = [_mistake(detail) for detail in error.errors()]
+        mistakes = [_mistake(detail, kind) for detail in error.errors()]
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise ConfigError(f"{count} in the configuration: {'; '.join(mistakes)}") from None
+
+
+def _recipe_class(method: object) -> type[Recipe]:
+    """`Recipe`, with the settings of a method that a package offers among its keys."""
+    if not isinstance(method, str) or method not in METHODS or issubclass(Recipe, METHODS[method].settings):
+        return Recipe
+    bases: Any = (Recipe, METHODS[method].settings)
+    return create_model("Recipe", __base__=bases)
 
 
 def read_recipe(files: Iterable[str | Path] = (), overrides: Iterable[str] = (), **values: Any) -> Recipe:
@@ -300,14 +268,14 @@ def _parse(override: str) -> tuple[str, Any]:
         return key.strip(), text
 
 
-def _mistake(detail: Any) -> str:
+def _mistake(detail: Any, kind: type[Recipe]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     match detail["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(key, Recipe.model_fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
             return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
         case "missing":
-            return f"'{key}' is missing ({Recipe.model_fields[key].description})"
+            return f"'{key}' is missing ({kind.model_fields[key].description})"
         case "value_error":
             return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
@@ -47,6 +48,14 @@ class Table(MutableMapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._values or name in self._offered()
+
+    def known(self, name: str) -> str:
+        """The name itself. ValueError where there is no such value; the nearest name is told."""
+        if name not in self:
+            near = get_close_matches(name, list(self), n=1, cutoff=0.5)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ValueError(f"there is no {self.kind} '{name}'{hint}; expected one of {', '.join(map(repr, self))}")
+        return name
 
     @property
     def present(self) -> dict[str, T]:

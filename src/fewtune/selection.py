@@ -264,8 +264,8 @@ def select(
     if granularity not in ("neuron", "layer", "network"):
         raise SelectionError(f"granularity={granularity!r}; expected 'neuron', 'layer' or 'network'")
     anatomy = scores.anatomy.with_roles(roles)
-    excluded = _excluded(anatomy, exclude)
-    matrices = {n: v.matrix(scores[n]) for n, v in anatomy.views.items() if n not in excluded and n in scores}
+    left_out = excluded(anatomy, exclude)
+    matrices = {n: v.matrix(scores[n]) for n, v in anatomy.views.items() if n not in left_out and n in scores}
     if not matrices:
         raise SelectionError("no weight is left to select from; exclude fewer modules")
     places = granular_top_k(matrices, k, budget, granularity)
@@ -273,25 +273,25 @@ def select(
         raise SelectionError("the selection is empty: no connection is selected; raise k or budget")
     wanted = {Role.BIAS: bias, Role.SCALE: scale, Role.NORM: norm, Role.RELATIVE_POSITION: relative_position}
     dense = {
-        role: tuple(n for n in anatomy.named(role) if n not in excluded)
+        role: tuple(n for n in anatomy.named(role) if n not in left_out)
         for role, value in wanted.items()
         if value == "all"
     }
     return Selection(anatomy, places, dense)
 
 
-def _excluded(anatomy: Anatomy, patterns: Iterable[str]) -> set[str]:
+def excluded(anatomy: Anatomy, patterns: Iterable[str]) -> set[str]:
     """Names of the parameters inside modules whose name, or an ancestor's, matches a pattern."""
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     modules = {name: _ancestors(name) for name in anatomy.shapes if anatomy.roles.get(name) is not Role.HEAD}
-    excluded: set[str] = set()
+    left_out: set[str] = set()
     for pattern in patterns:
         hit = {name for name, inside in modules.items() if fnmatch.filter(inside, pattern)}
         if not hit:
             known = {module for inside in modules.values() for module in inside}
             raise SelectionError(f"exclude: no module matches {pattern!r}{nearest(pattern, known)}")
-        excluded |= hit
-    return excluded
+        left_out |= hit
+    return left_out
 
 
 def _ancestors(name: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewtune.bench.cost import PAPER, Candidate, Setting, memory, step_times
+from fewtune.bench.cost import PAPER, Contender, Setting, memory, step_times
 from fewtune.errors import ConfigError
 from fewtune.models import logits
 
@@ -30,7 +30,7 @@ def test_times_of_all_methods_side_by_side() -> None:
 def test_a_step_trains_and_what_is_deployed_predicts_the_same() -> None:
     images, labels = SETTING.batch_of_noise(torch.device("cpu"))
     for method in PAPER:
-        candidate = Candidate(method, SETTING, images, labels)
+        candidate = Contender(method, SETTING, images, labels)
         before = [parameter.detach().clone() for parameter in candidate.tuner.parameters()]
         candidate.train_step()
         changed = [not torch.equal(a, b) for a, b in zip(before, candidate.tuner.parameters(), strict=True)]

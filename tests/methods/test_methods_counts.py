@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewtune.errors import TuningError
-from fewtune.methods import SSF, VPT, Adapter, LoRA, Method
+from fewtune.methods import SSF, VPT, Adapter, LoRA, Modules
 from fewtune.methods.bias import bias
 from fewtune.methods.spt import SPT
 from fewtune.methods.spt_plan import BATCHES, plan, sensitivity
@@ -21,7 +21,7 @@ HEAD = {"vit_base_patch16_224": 76_900, "swin_base_patch4_window7_224": 102_500,
 VIT, SWIN, CONVNEXT = HEAD
 SHALLOW, DEEP = VPT(deep=False), VPT(deep=True)
 
-COUNTS: dict[tuple[str, Method], tuple[int, float]] = {
+COUNTS: dict[tuple[str, Modules], tuple[int, float]] = {
     # trained in the model, head aside; with a head of 100 classes, % of the backbone
     (VIT, Adapter()): (230_544, 0.36),
     (VIT, Adapter(after="both")): (461_088, 0.63),
@@ -43,7 +43,7 @@ COUNTS: dict[tuple[str, Method], tuple[int, float]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "method"), COUNTS, ids=lambda value: getattr(value, "name", value))
-def test_trained_parameters_at_the_published_setting(architecture: str, method: Method) -> None:
+def test_trained_parameters_at_the_published_setting(architecture: str, method: Modules) -> None:
     """Without numbers: the models lie on the meta device."""
     with torch.device("meta"):
         model = timm.create_model(architecture, num_classes=100)

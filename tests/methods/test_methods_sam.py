@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewtune.config import recipe_from
 from fewtune.errors import ModelError
-from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, Method, MethodFile, load_method_file
+from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, MethodFile, Modules, load_method_file
 from fewtune.methods.spt_plan import plan, sensitivity
 from fewtune.neurons import describe
 from fewtune.segmentation import evaluate, fit
@@ -19,7 +19,7 @@ from fewtune.segmentation.task import load_mask_task
 from masks import mask_folder
 from segmenters import SIZE, saved_sam, small_sam
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Modules] = {
     "adapter": Adapter(4),
     "adapter-both": Adapter(4, "both"),
     "lora": LoRA(2),
@@ -54,7 +54,7 @@ def test_a_method_in_the_image_encoder_trains_saves_and_loads(name: str, segment
         anatomy = describe(model, segmenter.head)
         batch = (images(), torch.zeros(1))
         found = sensitivity(model, [batch], anatomy, lambda model, x, _: model(x).square().mean())
-        method: Method = plan(found, model, anatomy, structure=name[4:], budget=3_000, rank=2)  # type: ignore[arg-type]
+        method: Modules = plan(found, model, anatomy, structure=name[4:], budget=3_000, rank=2)  # type: ignore[arg-type]
     else:
         method = METHODS[name]
     tuner = Inserted(model, segmenter.head, method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from torch import Tensor
 import fewtune
 from fewtune.config import Recipe
 from fewtune.importance import Scores
+from fewtune.methods.gps import choose
 from fewtune.selection import Selection
 from fewtune.training import evaluate, fit
 from fewtune.training.protocol import Work, prepare
-from fewtune.training.selecting import choose, score
+from fewtune.training.tuners import score
 from runs import coloured_folder, tiny_recipe
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def work(images: Path) -> Work:
 
 @pytest.fixture(scope="module")
 def gradient(work: Work) -> Scores:
-    return score(work.recipe, work.backbone, work.data.train, CPU)
+    return score(work)
 
 
 def _scores(work: Work, **changes: Any) -> Scores:
-    return score(_changed(work, **changes), work.backbone, work.data.train, CPU)
+    return score(replace(work, recipe=_changed(work, **changes)))
 
 
 def _changed(work: Work, **changes: Any) -> Recipe:

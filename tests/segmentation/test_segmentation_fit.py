@@ -32,6 +32,7 @@ from fewtune.segmentation.prediction import probability_maps
 from fewtune.segmentation.protocol import prepare
 from fewtune.segmentation.task import load_mask_task
 from fewtune.training import fit as fit_classifier
+from fewtune.training.tuners import score
 from masks import mask_folder, scene
 from runs import coloured_folder, fewtune, tiny_recipe
 from segmenters import saved_sam
@@ -209,7 +210,7 @@ def test_connections_are_chosen_by_the_segmentation_loss_on_training_images_alon
     own = MaskSplit.image
     work = prepare(recipe(images, augment="plain", batch_size=18))
     monkeypatch.setattr(MaskSplit, "image", lambda self, i: (seen.append(self.names[i]), own(self, i))[1])
-    scores = work.score(torch.device("cpu"))
+    scores = score(work)
     assert sorted(seen) == sorted(work.data.train.names)
     train = work.learner(lambda _: None).splits["train"]
     inputs, masks = (torch.stack(column) for column in zip(*(train[i] for i in range(len(train))), strict=True))

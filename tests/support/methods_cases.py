@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError
-from fewtune.methods import SPT, SSF, VPT, Adapter, Inserted, LoRA, Method
+from fewtune.methods import SPT, SSF, VPT, Adapter, Inserted, LoRA, Modules
 from fewtune.methods.spt_plan import plan, sensitivity
 from fewtune.models import logits
 from fewtune.neurons import describe
@@ -74,7 +74,7 @@ def spt(structure: Any, model: nn.Module, kind: str) -> SPT:
     return plan(found, model, anatomy, structure=structure, budget=budget, rank=2)
 
 
-METHODS: dict[str, Callable[[nn.Module, str], Method]] = {
+METHODS: dict[str, Callable[[nn.Module, str], Modules]] = {
     "adapter": lambda model, kind: Adapter(4),
     "adapter-both": lambda model, kind: Adapter(4, "both"),
     "lora": lambda model, kind: LoRA(3, alpha=6.0),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from fewtune.config import Recipe, recipe_from
 from fewtune.errors import ConfigError, ModelError, TuningError
-from fewtune.importance import SupCon, gradient_importance
-from fewtune.methods import tuner_for
+from fewtune.importance import SupCon
+from fewtune.methods import METHODS, Tuner
+from fewtune.methods.base import Batch, S
 from fewtune.models import Backbone, load_backbone, logits
-from fewtune.selection import Selection
+from fewtune.objectives import CrossEntropy, Objective
 from fewtune.training.measure import held_memory, peak_memory, reset_peak_memory
 from fewtune.training.probabilities import pick_device
-from fewtune.training.selecting import choose
 
 PAPER: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -79,31 +79,83 @@ class Setting:
         return images.to(device), labels.to(device)
 
 
-class Candidate:
+@dataclass(frozen=True)
+class NoiseRun:
+    """One batch of noise and a fresh model, as a method sees a run (`fewtune.methods.base.Run`)."""
+
+    setting: Setting
+    recipe: Recipe
+    backbone: Backbone
+    batch: tuple[Tensor, Tensor]
+
+    @property
+    def model(self) -> nn.Module:
+        """The plain model."""
+        return self.backbone.model
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Its head."""
+        return self.backbone.head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch lies."""
+        return self.batch[0].device
+
+    @property
+    def objective(self) -> Objective:
+        """The paper's."""
+        return SupCon()
+
+    @property
+    def loss(self) -> Objective:
+        """Cross-entropy."""
+        return CrossEntropy()
+
+    @property
+    def seed(self) -> int:
+        """Of the setting."""
+        return self.setting.seed
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.setting.classes
+
+    def settings(self, kind: type[S]) -> S:
+        """The recipe."""
+        assert isinstance(self.recipe, kind)
+        return self.recipe
+
+    def fresh_model(self) -> nn.Module:
+        """The untouched model once more."""
+        return self.setting.backbone().model
+
+    def scored_batches(self) -> Iterable[Batch]:
+        """The one batch."""
+        return [self.batch]
+
+    training_batches = scored_batches
+
+    def plain_batches(self, part: str) -> Iterable[Batch] | None:
+        """The one batch, and no validation images."""
+        return [self.batch] if part == "train" else None
+
+
+class Contender:
     """One method on one model, ready to train and to predict."""
 
-    def __init__(self, method: str, setting: Setting, images: Tensor, labels: Tensor) -> None:
-        recipe, backbone = setting.recipe(method), setting.backbone()
-        self.images, self.labels = images, labels
+    def __init__(self, name: str, setting: Setting, images: Tensor, labels: Tensor) -> None:
+        method, backbone = METHODS[setting.recipe(name).method], setting.backbone()
+        self.images, self.labels, self.setting = images, labels, setting
         self.model = backbone.model.to(images.device)
-        self.seconds_to_select: float | None = None
-
-        def selection() -> Selection:
-            started = time.perf_counter()
-            scores = gradient_importance(self.model, [(images, labels)], SupCon(), backbone.head)
-            chosen = choose(recipe, scores)
-            self.seconds_to_select = time.perf_counter() - started
-            return chosen
-
-        def no_plan() -> Any:
-            raise ConfigError("spt is not measured here")
-
-        self.tuner = tuner_for(
-            recipe, self.model, backbone.head,
-            original=lambda: setting.backbone().model, selection=selection, plan=no_plan,
-        )  # fmt: skip
+        run = NoiseRun(setting, setting.recipe(name), backbone, (images, labels))
+        started = time.perf_counter()
+        prepared = None if method.prepare is None else method.prepare(run, None)
+        self.seconds_to_prepare = 0.0 if prepared is None else time.perf_counter() - started
+        self.tuner: Tuner = method.attach(run, prepared)
         self.optimizer = torch.optim.Adam(self.tuner.param_groups(lr=1e-5))
-        self.setting = setting
 
     def train_step(self) -> None:
         """Forward, backward, one step of Adam."""
@@ -114,11 +166,8 @@ class Candidate:
 
     def deployed(self) -> nn.Module:
         """The model as it is used after training: a plain one where the method can be worked into the weights."""
-        state = getattr(self.tuner, "merged_state_dict", getattr(self.tuner, "plain_state_dict", None))
-        if state is None:
-            return self.model.eval()
         try:
-            merged = state()
+            merged = self.tuner.merged_state_dict()
         except TuningError:
             return self.model.eval()
         plain = self.setting.backbone().model.to(self.images.device)
@@ -131,7 +180,7 @@ def step_times(setting: Setting, methods: list[str], rounds: int) -> dict[str, d
     device = pick_device(setting.accelerator)
     torch.set_num_threads(setting.threads)
     images, labels = setting.batch_of_noise(device)
-    candidates = {name: Candidate(name, setting, images, labels) for name in methods}
+    candidates = {name: Contender(name, setting, images, labels) for name in methods}
     training = _interleaved({name: candidate.train_step for name, candidate in candidates.items()}, rounds, device)
     models = {name: candidate.deployed() for name, candidate in candidates.items()}
 
@@ -149,7 +198,7 @@ def step_times(setting: Setting, methods: list[str], rounds: int) -> dict[str, d
             "percent_of_backbone": 100 * candidate.tuner.trained / candidate.tuner.backbone_parameters,
             "train_ms": 1e3 * training[name],
             "inference_ms": 1e3 * predicting[name],
-            "selection_seconds": candidate.seconds_to_select or 0.0,
+            "selection_seconds": candidate.seconds_to_prepare,
         }
         for name, candidate in candidates.items()
     }
@@ -196,7 +245,7 @@ def _memory(connection: Any, setting: Setting, method: str) -> None:
     device = pick_device(setting.accelerator)
     torch.set_num_threads(setting.threads)
     images, labels = setting.batch_of_noise(device)
-    candidate = Candidate(method, setting, images, labels)
+    candidate = Contender(method, setting, images, labels)
     figures = {"train_peak_bytes": _peak(candidate.train_step, device)}
     model = candidate.deployed()
     candidate.optimizer.state.clear()

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from fewtune.config import Recipe, read_yaml, recipe_from
 from fewtune.errors import ConfigError, FewtuneError
+from fewtune.methods import METHODS
 from fewtune.recipes import read
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
@@ -123,9 +124,12 @@ class Grid(BaseModel):
     def chooses(self, task: str, method: str) -> bool:
         """Whether there is something to choose on validation images."""
         recipe = self.recipe(task, method, {}, self.seeds[0])
-        probe = recipe.method == "linear" and recipe.regularisation is None
-        epochs = self.choose_epochs and recipe.method != "linear"
-        return probe or epochs or len(self.choices_of(method)) > 1
+        if len(self.choices_of(method)) > 1:
+            return True
+        chosen = METHODS[recipe.method]
+        if chosen.fit is None or chosen.trains_by_epochs(recipe.task):
+            return self.choose_epochs
+        return any(getattr(recipe, key) is None for key in chosen.fit.chooses)
 
     def recipe(self, task: str, method: str, choice: Mapping[str, Any], seed: int, **more: Any) -> Recipe:
         """The recipe of one run: the task's recipe by name, then `settings`, the task's, the method's, the choice."""

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,15 @@ from fewtune.config import Recipe
 from fewtune.errors import FewtuneError, ImportanceError
 from fewtune.files import read_tensors, write_tensors
 from fewtune.importance import Scores
+from fewtune.methods.gps import choose
 from fewtune.neurons import describe
 from fewtune.training.files import write_json, write_text
 from fewtune.training.folder import RunFolder
 from fewtune.training.loaders import seed_all
 from fewtune.training.measure import reset_peak_memory
 from fewtune.training.module import NonFiniteLoss
-from fewtune.training.probabilities import pick_device
-from fewtune.training.protocol import ImageWork, fit, prepare, train
-from fewtune.training.selecting import choose
-from fewtune.training.tuners import fit_linear
+from fewtune.training.protocol import fit, prepare, train
+from fewtune.training.tuners import fit_at_once, method_of, score
 from fewtune.training.work import Work
 
 
@@ -126,12 +125,8 @@ def _try_choice(job: Job) -> None:
 
 def _candidates(work: Work, folder: RunFolder, choose_epochs: bool) -> list[dict[str, Any]]:
     """What this run gives to choose from: {"setting": …, "accuracy": …, "loss": …} of the validation images."""
-    if work.recipe.method == "linear" and isinstance(work, ImageWork):
-        _, fitted = fit_linear(work)
-        return [
-            {"setting": {"regularisation": float(c)}, "accuracy": accuracy, "loss": fitted["losses"][c]}
-            for c, accuracy in fitted["tried"].items()
-        ]
+    if not method_of(work).trains_by_epochs(work.recipe.task):
+        return [asdict(candidate) for candidate in fit_at_once(work).candidates]
     module = train(work, folder)
     history, measure = module.history, f"val_{module.measure}"
     return [
@@ -150,7 +145,7 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
     assert path is not None
     if not path.exists():
         started = time.perf_counter()
-        scores = work.score(pick_device(job.recipe.accelerator))
+        scores = score(work)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, scores, {"seconds": str(time.perf_counter() - started)})
     tensors, header = read_tensors(path, ImportanceError)

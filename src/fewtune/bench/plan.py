@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fewtune.bench.grid import Grid
 from fewtune.config import Recipe
+from fewtune.methods import METHODS
 from fewtune.training.folder import RunFolder
 
 Kind = Literal["choose", "train"]
@@ -92,7 +93,7 @@ def scores_file(recipe: Recipe, task: Path) -> Path | None:
 
     Only the pass over the training images is worth keeping: magnitudes and random scores cost nothing.
     """
-    if recipe.method != "gps" or recipe.importance != "gradient" or recipe.selection is not None:
+    if METHODS[recipe.method].score is None or recipe.importance != "gradient" or recipe.selection is not None:
         return None
     said = json.dumps([getattr(recipe, key) for key in SCORED_BY], default=str)
     return task / "scores" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"

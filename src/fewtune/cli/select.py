@@ -20,16 +20,16 @@ def select(
     `fewtune fit selection=FILE` trains it.
     """
     from fewtune.cli.output import print_json
+    from fewtune.methods.gps import choose
     from fewtune.recipes import read
-    from fewtune.training.probabilities import pick_device
-    from fewtune.training.selecting import choose
+    from fewtune.training.tuners import score
 
     recipe = read(settings or [], model=model, data=data)
     if recipe.task == "segmentation":
         from fewtune.segmentation.protocol import prepare
     else:
         from fewtune.training.protocol import prepare  # type: ignore[assignment]
-    selection = choose(recipe, prepare(recipe).score(pick_device(recipe.accelerator)))
+    selection = choose(recipe, score(prepare(recipe)))
     out.parent.mkdir(parents=True, exist_ok=True)
     selection.save(out)
     if as_json:

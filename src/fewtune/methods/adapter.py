@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError
+from fewtune.methods.base import Excluding
 from fewtune.methods.blocks import find_blocks, last_layer, width_and_axis
-from fewtune.methods.placing import Added, Method, place
+from fewtune.methods.inserted import Added, Modules, inserting, place, where_allowed
 from fewtune.neurons import Anatomy
 
 REDUCTION = 64
@@ -51,11 +53,13 @@ def adapted(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Adapter(Method):
-    """bottleneck: its width; None: a 64th of the block's. after: behind which branches of a block."""
+class Adapter(Modules):
+    """bottleneck: its width; None: a 64th of the block's. after: behind which branches of a block. exclude: glob
+    patterns of modules behind whose last layer there is none."""
 
     bottleneck: int | None = None
     after: Literal["mlp", "both"] = "mlp"
+    exclude: tuple[str, ...] = ()
 
     name: ClassVar = "adapter"
 
@@ -65,18 +69,35 @@ class Adapter(Method):
         Raises:
             ModelError: the model has no block that is known, or a block has no attention.
         """
-        added: dict[str, nn.Module] = {}
+        branches: dict[str, nn.Module] = {}
         for block in find_blocks(model, self.name):
-            branches = {f"{block.name}.{block.parts.mlp}": block.mlp}
             if self.after == "both":
                 if block.attention is None:
                     raise ModelError(
                         f"{block.name} has no attention to put an adapter behind; leave adapter_after at mlp"
                     )
-                branches = {f"{block.name}.{block.parts.attention}": block.attention, **branches}
-            for name, branch in branches.items():
-                layer = last_layer(branch)
-                width, axis = width_and_axis(layer)
-                bottleneck = Bottleneck(width, self.bottleneck or max(1, width // REDUCTION), axis)
-                added |= place(branch, name, ATTRIBUTE, bottleneck, adapted, like=layer)
+                branches[f"{block.name}.{block.parts.attention}"] = block.attention
+            branches[f"{block.name}.{block.parts.mlp}"] = block.mlp
+        layers: dict[str, nn.Module] = {}
+        behind: dict[str, str] = {}
+        for name, branch in branches.items():
+            inner, layer = last_layer(branch)
+            path = f"{name}.{inner}" if inner else name
+            layers[path], behind[path] = layer, name
+        added: dict[str, nn.Module] = {}
+        for path, layer in where_allowed(anatomy, self.exclude, layers).items():
+            name = behind[path]
+            width, axis = width_and_axis(layer)
+            bottleneck = Bottleneck(width, self.bottleneck or max(1, width // REDUCTION), axis)
+            added |= place(branches[name], name, ATTRIBUTE, bottleneck, adapted, like=layer)
         return Added(added)
+
+
+class Settings(Excluding):
+    """Of adapters."""
+
+    bottleneck: int | None = Field(None, gt=0, description="adapter: inner width; left out, a 64th of the block's")
+    adapter_after: Literal["mlp", "both"] = Field("mlp", description="both: behind attention too (Houlsby)")
+
+
+ADAPTER = inserting("adapter", Settings, lambda s: Adapter(s.bottleneck, s.adapter_after, s.exclude), Adapter)

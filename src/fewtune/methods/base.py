@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fewtune.importance import Scores
 from fewtune.objectives import Objective
+from fewtune.selection import Selection
+from fewtune.tuning import attach
 
 State = Mapping[str, Mapping[str, Tensor]]
 """A tuner's compact state: tensors by name, in groups."""
@@ -251,3 +253,8 @@ class Method:
     def excludes(self) -> bool:
         """Whether modules can be left as they are."""
         return issubclass(self.settings, Excluding)
+
+
+def selecting(name: str, selection: Callable[[Run], Selection], settings: type[Settings] = Settings) -> Method:
+    """The method that trains what a function of the run selects without looking at an image."""
+    return Method(name, lambda run, prepared: attach(run.model, selection(run)), settings)

@@ -129,9 +129,9 @@ def find_trunk(model: nn.Module, method: str) -> tuple[str, nn.Module]:
     raise ModelError(f"{method} does not know the image encoder of {type(model).__name__}; it knows {KNOWN}")
 
 
-def last_layer(branch: nn.Module) -> nn.Module:
-    """The layer that gives a branch's output: the last linear layer or convolution in it."""
-    layers = [module for module in branch.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+def last_layer(branch: nn.Module) -> tuple[str, nn.Module]:
+    """The layer that gives a branch's output, the last linear layer or convolution in it: its name there, itself."""
+    layers = [(name, module) for name, module in branch.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not layers:
         raise ModelError(f"{type(branch).__name__} has no linear layer or convolution")
     return layers[-1]

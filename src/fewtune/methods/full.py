@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
-from fewtune.methods.base import State
+from fewtune.methods.base import Method, State
 from fewtune.neurons import Role, describe
 from fewtune.selection import Selection
 from fewtune.tuning.groups import param_groups
@@ -96,3 +96,6 @@ class Full:
     def backbone_parameters(self) -> int:
         """Number of parameters outside the head."""
         return self.anatomy.backbone_parameters
+
+
+FULL = Method("full", lambda run, prepared: Full(run.model, run.head, original=run.fresh_model))

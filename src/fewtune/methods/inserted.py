@@ -1,33 +1,134 @@
-"""The tuner of every method that puts modules of its own into a frozen model."""
+"""Methods that put modules of their own into a frozen model: how a module is put there, and the tuner of the whole.
+
+A new module becomes a child of the one that it serves, so that `train()`, `to()`, `state_dict()`, copies and DDP see
+it, and a hook that is a plain function calls it, so that a copied model calls its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fewtune.delta.checks import inventory
-from fewtune.errors import ModelError, TuningError
-from fewtune.methods.placing import Method
-from fewtune.methods.taskfile import MethodFile, known_by
+from fewtune.errors import ModelError, SelectionError, TuningError
+from fewtune.methods.base import Insertion, Method, Prepared, Run, S, State
+from fewtune.methods.file import MethodFile, known_by
 from fewtune.models.backbone import seeded
-from fewtune.neurons import Role, describe
+from fewtune.neurons import Anatomy, Role, describe
+from fewtune.selection import Selection, excluded
 from fewtune.tuning import attach
 from fewtune.tuning.groups import param_groups
 
 
-class Inserted:
-    """A frozen model with a method's modules in it, whose head is trained whole.
+@dataclass(frozen=True)
+class Added:
+    """What a method put into a model: modules by their qualified names, all of whose parameters are trained."""
 
-    It answers what the trainer asks of `fewtune.Tuner`. Freezing, the head and whatever the method trains of the model
-    itself are that tuner's (`base`). Modules stay the model's children, so that `eval()`, `to()`, DDP and copies see
-    them; the model's own parameters stay where and what they were (PEFT moves those that it wraps).
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Qualified name -> parameter."""
+        return {
+            f"{name}.{inner}": parameter
+            for name, module in self.modules.items()
+            for inner, parameter in module.named_parameters()
+        }
+
+
+class Modules(Insertion):
+    """Modules that a method puts into a frozen model; its settings are its fields (a frozen dataclass)."""
+
+    name: ClassVar[str]
+
+    def base(self, anatomy: Anatomy) -> Selection:
+        """What of the model itself is trained: the head, unless a method says more."""
+        return Selection(anatomy, {}, {})
+
+    def insert(self, model: nn.Module, anatomy: Anatomy) -> Added:
+        """Put the modules in and say which they are; their random numbers are torch's."""
+        raise NotImplementedError
+
+    def fold(self, model: nn.Module, anatomy: Anatomy, plain: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The plain tensors that change where the modules are worked into them; None: the method cannot be merged."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, able to go into JSON; without `exclude` where it is empty, as in files of fewtune 0.1.0."""
+        settings = asdict(self)  # type: ignore[call-overload]
+        if not settings.get("exclude", True):
+            del settings["exclude"]
+        return settings
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Settings that are tensors."""
+        return {}
+
+    def attach(self, model: nn.Module, head: tuple[str, ...], *, seed: int = 0) -> Inserted:
+        """Put the modules into a plain model and give its tuner."""
+        return Inserted(model, head, self, seed=seed)
+
+
+def inserting(name: str, settings: type[S], make: Callable[[S], Modules], read: Callable[..., Modules]) -> Method:
+    """The method that puts in what `make` gives for its settings; `read` makes it from the settings of a task file."""
+
+    def attached(run: Run, prepared: Prepared | None) -> Inserted:
+        return make(run.settings(settings)).attach(run.model, run.head, seed=run.seed)
+
+    return Method(name, attached, settings, read=lambda saved, arrays: read(**saved))
+
+
+def where_allowed(anatomy: Anatomy, exclude: tuple[str, ...], modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Of layers by name those that `exclude` leaves to a method.
+
+    Raises:
+        SelectionError: a pattern matches no module, or no layer is left.
+    """
+    left_out = excluded(anatomy, exclude)
+    allowed = {name: module for name, module in modules.items() if f"{name}.weight" not in left_out}
+    if not allowed:
+        raise SelectionError("exclude leaves no layer that the method could serve; exclude fewer modules")
+    return allowed
+
+
+def place(
+    owner: nn.Module, name: str, attribute: str, module: nn.Module, hook: Callable[..., Any], *, like: nn.Module
+) -> dict[str, nn.Module]:
+    """Make `module` a child of `owner` (called `name`), on the device and in the dtype of `like`'s first parameter, and
+    call `hook(owner, inputs, output)` after each forward pass of `owner`; {qualified name: module}.
+
+    A half-precision model gets float32 modules: what is trained needs the bits. Run it under autocast.
+
+    Raises:
+        TuningError: there is such a module already.
+    """
+    adopt(owner, name, attribute, module, like)
+    owner.register_forward_hook(hook)
+    return {f"{name}.{attribute}" if name else attribute: module}
+
+
+def adopt(owner: nn.Module, name: str, attribute: str, module: nn.Module, like: nn.Module) -> None:
+    """The part of `place` without the hook."""
+    if hasattr(owner, attribute):
+        raise TuningError(f"{name or 'the model'} has a module {attribute} already: load the model anew")
+    parameter = next(like.parameters())
+    dtype = parameter.dtype if parameter.dtype not in (torch.float16, torch.bfloat16) else torch.float32
+    owner.add_module(attribute, module.to(parameter.device, dtype))
+
+
+class Inserted:
+    """The tuner of a frozen model with a method's modules in it, whose head is trained whole.
+
+    Freezing, the head and whatever the method trains of the model itself are `fewtune.Tuner`'s (`base`). Modules stay
+    the model's children, so that `eval()`, `to()`, DDP and copies see them; the model's own parameters stay where and
+    what they were (PEFT moves those that it wraps).
     """
 
-    def __init__(self, model: nn.Module, head: tuple[str, ...], method: Method, *, seed: int = 0) -> None:
-        """Put the method into the model.
+    def __init__(self, model: nn.Module, head: tuple[str, ...], method: Modules, *, seed: int = 0) -> None:
+        """Put the modules into the model.
 
         Args:
             model: plain, on its device.
@@ -44,7 +145,7 @@ class Inserted:
         self.anatomy = describe(model, head)
         self.fingerprint = known_by(inventory(model).tensors, self.anatomy, model)
         names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-        own = set(model.state_dict())
+        plain = set(model.state_dict())
         self.base = attach(model, method.base(self.anatomy))
         parameters = list(model.parameters())
         trained = [parameter.requires_grad for parameter in parameters]
@@ -56,7 +157,7 @@ class Inserted:
             parameter.requires_grad_(True)
         state = model.state_dict(keep_vars=True)
         self._plain = {
-            new: new if new in own else names[id(t)] for new, t in state.items() if new in own or id(t) in names
+            new: new if new in plain else names[id(t)] for new, t in state.items() if new in plain or id(t) in names
         }
 
     @property
@@ -91,23 +192,23 @@ class Inserted:
         return {**self.base.state_dict(), "added": added}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` gave.
 
         Raises:
             TuningError: the state is of another method, of other settings, or of another model.
         """
-        own, saved = self.added.parameters(), state.get("added", {})
-        if different := own.keys() ^ saved.keys():
+        present, saved = self.added.parameters(), state.get("added", {})
+        if different := present.keys() ^ saved.keys():
             raise TuningError(f"the state is of another method or model: {min(different)} is in one of them only")
-        for name, parameter in own.items():
+        for name, parameter in present.items():
             if parameter.shape != saved[name].shape:
                 raise TuningError(
                     f"the state is of other settings: {name} is {list(saved[name].shape)} in it, "
                     f"expected {list(parameter.shape)}"
                 )
         self.base.load_state_dict({key: value for key, value in state.items() if key != "added"})
-        for name, parameter in own.items():
+        for name, parameter in present.items():
             parameter.copy_(saved[name])
 
     def plain_state_dict(self) -> dict[str, Tensor]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError, TuningError
+from fewtune.methods.base import Batch, Candidate, Fit, Fitted, Method, Run, Settings
 from fewtune.neurons import describe
 from fewtune.selection import Selection
+from fewtune.tuning import attach
 
 REGULARISATION = tuple(float(10.0**power) for power in np.arange(-5, 2.5, 0.5))
 """C of scikit-learn's logistic regression that are tried: inverse strengths, from strong to weak."""
@@ -60,8 +64,8 @@ def linear_head(model: nn.Module, head: tuple[str, ...]) -> nn.Linear:
 
 
 @torch.no_grad()
-def head_features(model: nn.Module, layer: nn.Linear, batches: Iterable, device: torch.device) -> Features:
-    """Run `batches` of (images, labels, ...) through the model and keep exactly what the head is given."""
+def head_features(model: nn.Module, layer: nn.Linear, batches: Iterable[Batch], device: torch.device) -> Features:
+    """Run `batches` of (images, labels) through the model and keep exactly what the head is given."""
     seen: list[Tensor] = []
     labels: list[Tensor] = []
     model.eval()
@@ -127,3 +131,45 @@ def _logistic_regression(x: Tensor, labels: Tensor, c: float, classes: int) -> t
     seen = torch.as_tensor(model.classes_)
     weight[seen], bias[seen] = torch.as_tensor(rows).float(), torch.as_tensor(offsets).float()
     return weight, bias
+
+
+class LinearSettings(Settings):
+    """Of the linear probe."""
+
+    regularisation: float | None = Field(
+        None, gt=0, description="C of the linear probe's logistic regression; left out, chosen on validation images"
+    )
+
+
+def fit(run: Run) -> Fitted:
+    """Fit the probe and put it into the model's head; what was tried on the validation images goes with it."""
+    layer = linear_head(run.model, run.head)
+    run.model.to(run.device)
+    tuner = attach(run.model, linear(run.model, run.head))
+
+    def features(part: str) -> Features | None:
+        batches = run.plain_batches(part)
+        return None if batches is None else head_features(run.model, layer, batches, run.device)
+
+    train, val = features("train"), features("val")
+    assert train is not None
+    probe = fit_probe(train, val, run.classes, run.settings(LinearSettings).regularisation)
+    with torch.no_grad():
+        layer.weight.copy_(probe.weight)
+        layer.bias.copy_(probe.bias)
+    tuner.sync()
+    chosen: dict[str, Any] = {"regularisation": probe.regularisation}
+    if val is not None:
+        chosen["accuracy"] = probe.accuracies[probe.regularisation]
+        chosen["tried"] = {f"{c:g}": accuracy for c, accuracy in probe.accuracies.items()}
+        chosen["losses"] = {f"{c:g}": loss for c, loss in probe.losses.items()}
+    tried = (Candidate({"regularisation": float(f"{c:g}")}, a, probe.losses[c]) for c, a in probe.accuracies.items())
+    return Fitted(tuner, chosen, tuple(tried))
+
+
+LINEAR = Method(
+    "linear",
+    lambda run, prepared: attach(run.model, linear(run.model, run.head)),
+    LinearSettings,
+    fit=Fit(fit, frozenset({"classification"}), ("regularisation",)),
+)

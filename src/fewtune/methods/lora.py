@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import MissingExtra
+from fewtune.methods.base import Excluding, Settings
 from fewtune.methods.blocks import find_blocks
-from fewtune.methods.placing import Added, Method
+from fewtune.methods.inserted import Added, Modules, inserting, where_allowed
 from fewtune.neurons import Anatomy
 
 ADAPTER = "default"
@@ -24,11 +26,12 @@ ADAPTER = "default"
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
-    """rank: r. alpha: the scale is alpha / r; None: 1."""
+class LoRA(Modules):
+    """rank: r. alpha: the scale is alpha / r; None: 1. exclude: glob patterns of modules that are left as they are."""
 
     rank: int = 16
     alpha: float | None = None
+    exclude: tuple[str, ...] = ()
 
     name: ClassVar = "lora"
 
@@ -44,7 +47,12 @@ class LoRA(Method):
         except ImportError:
             raise MissingExtra("peft", "peft") from None
         blocks = find_blocks(model, self.name)
-        targets = [f"{block.name}.{path}" for block in blocks for path in block.parts.projections]
+        layers = {
+            f"{block.name}.{path}": block.module.get_submodule(path)
+            for block in blocks
+            for path in block.parts.projections
+        }
+        targets = list(where_allowed(anatomy, self.exclude, layers))
         exactly = "|".join(map(re.escape, targets))  # a list would also match names that only end alike
         config = LoraConfig(
             r=self.rank,
@@ -69,3 +77,18 @@ class LoRA(Method):
             f"{name}.weight": plain[f"{name}.weight"] + layer.get_delta_weight(ADAPTER).detach()
             for name, layer in layers.items()
         }
+
+
+class Rank(Settings):
+    """Of low-rank branches."""
+
+    rank: int | None = Field(None, gt=0, description="lora: r, 16; spt-adapter, spt-lora: inner width, 8")
+
+
+class LoRASettings(Rank, Excluding):
+    """Of LoRA."""
+
+    alpha: float | None = Field(None, gt=0, description="lora: the scale is alpha / rank; left out, 1")
+
+
+LORA = inserting("lora", LoRASettings, lambda s: LoRA(s.rank or LoRA.rank, s.alpha, s.exclude), LoRA)

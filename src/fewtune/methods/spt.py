@@ -28,7 +28,7 @@ from fewtune.errors import ModelError, TuningError
 from fewtune.files import read_tensors, write_tensors
 from fewtune.methods.adapter import ATTRIBUTE as ADAPTER
 from fewtune.methods.adapter import Bottleneck, adapted
-from fewtune.methods.placing import Added, Method, place
+from fewtune.methods.inserted import Added, Modules, place
 from fewtune.neurons import Anatomy, Places, Role
 from fewtune.selection import Selection
 
@@ -57,7 +57,7 @@ def beside(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class SPT(Method):
+class SPT(Modules):
     """Where the budget went.
 
     structure: what replaces the tuning of single connections where these would be many. rank: its inner width.

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError
+from fewtune.importance import Scores
+from fewtune.methods.base import Batch, Excluding, Method, Prepared, Run
 from fewtune.methods.blocks import find_blocks, find_trunk
+from fewtune.methods.inserted import Inserted
+from fewtune.methods.lora import Rank
 from fewtune.methods.spt import SPT, Structure
-from fewtune.neurons import Anatomy, Role
+from fewtune.neurons import Anatomy, Role, describe
 from fewtune.objectives import CrossEntropy, Objective
+from fewtune.selection import excluded
 
+RANK = 8
+"""The inner width of the branches where the recipe says none."""
 BATCHES = 8
 """Batches of training images that the sensitivity is summed over, as in SPT's code."""
 MATRIX_SHARE, VECTOR_SHARE = 10, 5
 """A matrix is structured from a tenth of its branch's parameters on, a vector trained whole from a fifth of its own."""
 STEPS = 100
+log = logging.getLogger("fewtune")
 VECTORS = (Role.BIAS, Role.NORM, Role.SCALE)
 
 
 def sensitivity(
     model: nn.Module,
-    batches: Iterable[tuple[Any, Tensor]],
+    batches: Iterable[Batch],
     anatomy: Anatomy,
     objective: Objective | None = None,
     *,
@@ -80,7 +89,14 @@ def sensitivity(
 
 
 def plan(
-    found: Mapping[str, Tensor], model: nn.Module, anatomy: Anatomy, *, structure: Structure, budget: int, rank: int
+    found: Mapping[str, Tensor],
+    model: nn.Module,
+    anatomy: Anatomy,
+    *,
+    structure: Structure,
+    budget: int,
+    rank: int,
+    exclude: tuple[str, ...] = (),
 ) -> SPT:
     """Where a budget of parameters goes, head aside.
 
@@ -91,13 +107,17 @@ def plan(
         structure: "lora" or "adapter".
         budget: parameters.
         rank: inner width of a branch.
+        exclude: glob patterns of modules in which nothing is trained.
 
     Raises:
         ModelError: the model has no block that is known. TuningError: the budget is less than the class token alone,
             or every sensitivity is zero.
     """
-    names = candidates(model, anatomy, f"spt-{structure}")
-    tokens = single_tokens(anatomy)
+    left_out = excluded(anatomy, exclude)
+    names = [name for name in candidates(model, anatomy, f"spt-{structure}") if name not in left_out]
+    if not names:
+        raise TuningError("exclude leaves nothing that the budget could go to; exclude fewer modules")
+    tokens = tuple(name for name in single_tokens(anatomy) if name not in left_out)
     spent = sum(math.prod(anatomy.shapes[name]) for name in tokens)
     if spent >= budget:
         raise TuningError(f"spt_budget={budget:,} is less than the class token's {spent:,}; raise it")
@@ -200,3 +220,35 @@ def _branch_cost(model: nn.Module, name: str, structure: Structure, rank: int) -
     if structure == "lora":
         return rank * (layer.in_features + layer.out_features)
     return 2 * rank * layer.out_features + rank + layer.out_features
+
+
+class Settings(Rank, Excluding):
+    """Of SPT."""
+
+    spt_budget: int = Field(400_000, gt=0, description="spt-adapter, spt-lora: trained parameters, head aside")
+
+
+def _method(structure: Structure) -> Method:
+    name = f"spt-{structure}"
+
+    def prepare(run: Run, scores: Scores | None) -> SPT:
+        settings, model = run.settings(Settings), run.model.to(run.device)
+        anatomy, rank = describe(model, run.head), settings.rank or RANK
+        scored = sensitivity(model, run.training_batches(), anatomy, run.loss)
+        budget, exclude = settings.spt_budget, settings.exclude
+        where = plan(scored, model, anatomy, structure=structure, budget=budget, rank=rank, exclude=exclude)
+        single = sum(map(len, where.places.values()))
+        log.info("%d layers have a branch, %s connections are trained themselves", len(where.structured), f"{single:,}")
+        return where
+
+    def attached(run: Run, prepared: Prepared | None) -> Inserted:
+        assert isinstance(prepared, SPT)
+        return prepared.attach(run.model, run.head, seed=run.seed)
+
+    return Method(
+        name, attached, Settings, prepare=prepare, load=SPT.load, read=lambda s, a: SPT.from_settings(name, s, a)
+    )
+
+
+SPT_ADAPTER = _method("adapter")
+SPT_LORA = _method("lora")

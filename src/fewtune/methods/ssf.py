@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError
+from fewtune.methods.base import Excluding
 from fewtune.methods.blocks import find_blocks, find_trunk
-from fewtune.methods.placing import Added, Method, place
+from fewtune.methods.inserted import Added, Modules, inserting, place, where_allowed
 from fewtune.neurons import Anatomy, Role
 
 DEVIATION = 0.02
@@ -48,8 +49,10 @@ def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SSF(Method):
-    """Scale and shift; there is nothing to choose."""
+class SSF(Modules):
+    """Scale and shift. exclude: glob patterns of modules whose outputs are left as they are."""
+
+    exclude: tuple[str, ...] = ()
 
     name: ClassVar = "ssf"
 
@@ -61,7 +64,7 @@ class SSF(Method):
         """
         find_blocks(model, self.name)
         added: dict[str, nn.Module] = {}
-        for name, layer in served(model, anatomy):
+        for name, layer in where_allowed(anatomy, self.exclude, dict(served(model, anatomy))).items():
             bias = layer.bias
             assert isinstance(bias, Tensor)
             added |= place(layer, name, ATTRIBUTE, ScaleShift(len(bias), channel_axis(layer)), scaled, like=layer)
@@ -116,3 +119,6 @@ def channel_axis(layer: nn.Module) -> int:
         if output.shape == shape:
             return axis
     raise ModelError(f"ssf does not know where the channels of {type(layer).__name__} lie")
+
+
+SSF_METHOD = inserting("ssf", Excluding, lambda s: SSF(s.exclude), SSF)

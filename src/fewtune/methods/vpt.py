@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError
+from fewtune.methods import base
 from fewtune.methods.blocks import Block, find_blocks, find_trunk
-from fewtune.methods.placing import Added, Method, adopt
+from fewtune.methods.inserted import Added, Modules, adopt, inserting
 from fewtune.neurons import Anatomy
 
 ATTRIBUTE = "fewtune_prompts"
@@ -41,7 +43,7 @@ class Prompts(nn.Module):
 
 
 @dataclass(frozen=True)
-class VPT(Method):
+class VPT(Modules):
     """prompts: P; None: 200 shallow, 50 deep. dropout: of the prompts, in training."""
 
     deep: bool
@@ -121,3 +123,14 @@ def replaced(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def taken_away(block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """Behind the last block: the image's tokens alone."""
     return output[:, : -getattr(block, COUNT)]
+
+
+class Settings(base.Settings):
+    """Of prompts."""
+
+    prompts: int | None = Field(None, gt=0, description="vpt-shallow: 200 where left out; vpt-deep: 50 a block")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="vpt-shallow, vpt-deep")
+
+
+VPT_SHALLOW = inserting("vpt-shallow", Settings, lambda s: VPT(False, s.prompts, s.prompt_dropout), VPT)
+VPT_DEEP = inserting("vpt-deep", Settings, lambda s: VPT(True, s.prompts, s.prompt_dropout), VPT)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewtune.errors import ModelError, TuningError
 from fewtune.methods.blocks import Block, find_trunk
-from fewtune.methods.placing import Added, adopt
+from fewtune.methods.inserted import Added, adopt
 
 if TYPE_CHECKING:
     from fewtune.methods.vpt import VPT, Prompts

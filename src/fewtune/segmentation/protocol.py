@@ -13,24 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewtune.config import Recipe
-from fewtune.data import MaskData, load_masks
+from fewtune.data import MaskData, MaskSplit, load_masks
 from fewtune.data.mask_transforms import Joint
-from fewtune.importance import Scores, gradient_importance
+from fewtune.methods import Tuner
+from fewtune.objectives import Objective
 from fewtune.segmentation.evaluation import score_masks
 from fewtune.segmentation.learning import MaskLearner, SegmentationLoss
 from fewtune.segmentation.models import Segmenter, load_segmenter
 from fewtune.segmentation.task import CLASS_NAMES
 from fewtune.training import protocol
 from fewtune.training.folder import RunFolder
-from fewtune.training.loaders import image_loader
 from fewtune.training.module import Learner
 from fewtune.training.probabilities import pick_device, write_predictions
-from fewtune.training.progress import shown
 from fewtune.training.recompute import recompute_activations
-from fewtune.training.selecting import score_without_images
 from fewtune.training.task import describe_task
 from fewtune.training.work import Work
 
@@ -45,22 +41,32 @@ class MaskWork(Work):
     backbone: Segmenter
     learner_class = MaskLearner
 
-    def learner(self, attach: Callable[[Learner], Any]) -> MaskLearner:
-        """Trains on the training images as the recipe augments them, judges on the validation images as they are."""
-        train = self.data.train.with_transform(self._joint())
-        val = None if self.data.val is None else self.data.val.with_transform(Joint("plain", self.backbone))
-        return MaskLearner(self.backbone.model, self.recipe, train, val, attach)
+    classes = len(CLASS_NAMES)
 
-    def score(self, device: torch.device, *, world: int = 1, rank: int = 0) -> Scores:
-        """By the recipe's importance; "gradient" is that of the segmentation loss over the training images, once."""
-        without = score_without_images(self.recipe, self.backbone)
-        if without is not None:
-            return without
-        recipe, images = self.recipe, self.data.train.with_transform(self._joint())
-        share: dict[str, Any] = {"world": world, "rank": rank, "workers": recipe.workers}
-        loader = image_loader(images, recipe.batch_size, seed=recipe.seed, shuffle=True, **share)
-        batches = ((inputs, masks) for inputs, masks, _ in shown(loader, "importance", len(loader)))
-        return gradient_importance(self.backbone.model.to(device), batches, SegmentationLoss(), self.backbone.head)
+    @property
+    def loss(self) -> Objective:
+        """The segmentation loss."""
+        return SegmentationLoss()
+
+    objective = loss
+
+    @property
+    def train(self) -> MaskSplit:
+        """Training images as the recipe augments them."""
+        return self.data.train.with_transform(
+            Joint("flip" if self.recipe.augment == "flip" else "plain", self.backbone)
+        )
+
+    scored = train
+
+    def evaluated(self, split: MaskSplit) -> MaskSplit:
+        """Images of a split as they are."""
+        return split.with_transform(Joint("plain", self.backbone))
+
+    def learner(self, attach: Callable[[Learner], Tuner]) -> MaskLearner:
+        """Trains on the training images as the recipe augments them, judges on the validation images as they are."""
+        val = None if self.data.val is None else self.evaluated(self.data.val)
+        return MaskLearner(self.backbone.model, self.recipe, self.train, val, attach)
 
     def renewed(self, recipe: Recipe) -> MaskWork:
         """The same images with another fresh segmenter."""
@@ -81,9 +87,6 @@ class MaskWork(Work):
         )  # fmt: skip
         write_predictions(folder.predictions, rows)
         return {"test_seconds": time.perf_counter() - begun, "test": report.to_json()}
-
-    def _joint(self) -> Joint:
-        return Joint("flip" if self.recipe.augment == "flip" else "plain", self.backbone)
 
 
 def fit(

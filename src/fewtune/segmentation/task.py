@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fewtune.delta import Delta
 from fewtune.errors import DeltaError
-from fewtune.methods import Inserted, MethodFile, load_task_file
+from fewtune.methods import TaskFile, Tuner, load_task_file
 from fewtune.segmentation.models import Segmenter, segmenter_from_description
 
 CLASS_NAMES = ("background", "object")
@@ -24,9 +23,9 @@ class MaskTask:
     `tuner` is that of a method which adds modules to the model; None where the segmenter stays a plain model.
     """
 
-    delta: Delta | MethodFile
+    delta: TaskFile
     segmenter: Segmenter
-    tuner: Inserted | None = None
+    tuner: Tuner | None = None
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The state of the tuned segmenter's model, without added modules: these are merged.

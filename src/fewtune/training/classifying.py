@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewtune.config import Recipe
 from fewtune.models import logits
+from fewtune.objectives import Objective
 from fewtune.training.module import Learner
 
 
@@ -45,6 +46,17 @@ class Classifier(Learner):
         """Plain cross-entropy, and 1 where the class is right, [B] each."""
         scores = self(images).float()
         return F.cross_entropy(scores, labels, reduction="none"), (scores.argmax(1) == labels).float()
+
+
+def training_loss(recipe: Recipe, labels: Sequence[int], classes: int) -> Objective:
+    """Cross-entropy as the classifier learns by it, of a batch that is not mixed."""
+    weights = _class_weights(labels, classes) if recipe.class_weights == "balanced" else None
+
+    def loss(model: nn.Module, images: Any, targets: Tensor) -> Tensor:
+        weight = None if weights is None else weights.to(images.device)
+        return F.cross_entropy(logits(model(images)), targets, weight=weight, label_smoothing=recipe.label_smoothing)
+
+    return loss
 
 
 def _mixing(recipe: Recipe, classes: int) -> Callable | None:

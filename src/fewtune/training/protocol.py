@@ -20,11 +20,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from fewtune.config import Recipe
 from fewtune.data import ImageData, Split, eval_transform, load_data, train_transform
+from fewtune.data.transforms import two_views
 from fewtune.errors import ConfigError, DataError
-from fewtune.importance import Scores
+from fewtune.methods import METHODS, Tuner
 from fewtune.metrics import report
 from fewtune.models import Backbone, load_backbone
-from fewtune.training.classifying import Classifier
+from fewtune.objectives import CrossEntropy, Objective, SupCon
+from fewtune.training.classifying import Classifier, training_loss
 from fewtune.training.files import csv_text, write_json, write_text
 from fewtune.training.folder import RunFolder, draw_curves
 from fewtune.training.loaders import image_loader, seed_all
@@ -33,10 +35,9 @@ from fewtune.training.module import Learner, NonFiniteLoss
 from fewtune.training.ood import check_sets, score_sets
 from fewtune.training.probabilities import pick_device, prediction_rows, probabilities, write_predictions
 from fewtune.training.recompute import recompute_activations
-from fewtune.training.selecting import oracle_weights, score
 from fewtune.training.task import describe_task
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
-from fewtune.training.tuners import fit_linear, make_tuner
+from fewtune.training.tuners import Share, fit_at_once, make_tuner, method_of
 from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")
@@ -70,14 +71,30 @@ class ImageWork(Work):
         """Images of a split as they are evaluated."""
         return split.with_transform(eval_transform(self.recipe.augment, self.backbone))
 
-    def learner(self, attach: Callable[[Learner], Any]) -> Classifier:
+    def learner(self, attach: Callable[[Learner], Tuner]) -> Classifier:
         """Trains on the training images, judges on the validation images, where there are some."""
         val = None if self.data.val is None else self.evaluated(self.data.val)
         return Classifier(self.backbone.model, self.recipe, self.train, val, self.data.num_classes, attach)
 
-    def score(self, device: torch.device, *, world: int = 1, rank: int = 0) -> Scores:
-        """By the recipe's importance and objective."""
-        return score(self.recipe, self.backbone, self.data.train, device, world=world, rank=rank)
+    @property
+    def scored(self) -> Split:
+        """Training images in two views each, which the contrastive loss contrasts."""
+        return self.data.train.with_transform(two_views(self.backbone))
+
+    @property
+    def objective(self) -> Objective:
+        """The supervised contrastive loss, or cross-entropy through the new head."""
+        return SupCon(self.recipe.temperature) if self.recipe.objective == "supcon" else CrossEntropy()
+
+    @property
+    def loss(self) -> Objective:
+        """Cross-entropy."""
+        return training_loss(self.recipe, self.data.train.labels, self.classes)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.data.num_classes
 
     def renewed(self, recipe: Recipe) -> ImageWork:
         """The same images with another fresh backbone."""
@@ -138,8 +155,9 @@ def fit(
         return Result(folder, json.loads(folder.metrics.read_text(encoding="utf-8")))
     seed_all(recipe.seed)
     work = (prepared or prepare)(recipe)
-    if recipe.importance == "oracle" and not begun:
-        oracle_weights(recipe, work.backbone)  # refused here, if it is, before the folder is begun
+    check = METHODS[recipe.method].check
+    if check is not None and not begun:
+        check(Share(work, torch.device("cpu")))  # refused here, if it is, before the folder is begun
     if search and not begun:
         from fewtune.training.search import search_recipe
 
@@ -205,13 +223,15 @@ def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
 
 def _run(work: Work, folder: RunFolder) -> Result:
     recipe, started = work.recipe, time.perf_counter()
-    if recipe.method == "linear" and isinstance(work, ImageWork):
-        tuner, chosen = fit_linear(work)
-        history: list[dict[str, float]] = []
-    else:
+    tuner: Tuner
+    history: list[dict[str, float]] = []
+    if method_of(work).trains_by_epochs(recipe.task):
         module = train(work, folder)
         tuner, history = module.tuner, module.history
         chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
+    else:
+        fitted = fit_at_once(work)
+        tuner, chosen = fitted.tuner, fitted.validation
     metrics = {
         "method": recipe.method,
         "model": recipe.model,
@@ -251,7 +271,7 @@ def train(work: Work, folder: RunFolder) -> Learner:
 
 
 def _finish(
-    work: Work, folder: RunFolder, tuner: Any, history: list[dict[str, float]], metrics: dict[str, Any]
+    work: Work, folder: RunFolder, tuner: Tuner, history: list[dict[str, float]], metrics: dict[str, Any]
 ) -> dict[str, Any]:
     """Save the task file, read the test set once, and write what came out; metrics.json last."""
     _save_delta(work, folder, tuner, metrics["validation"])
@@ -269,7 +289,7 @@ def _finish(
     return metrics
 
 
-def _save_delta(work: Work, folder: RunFolder, tuner: Any, chosen: dict[str, Any]) -> None:
+def _save_delta(work: Work, folder: RunFolder, tuner: Tuner, chosen: dict[str, Any]) -> None:
     metadata = work.describe(validation=chosen)
     with torch.no_grad():
         tuner.delta(metadata).save(folder.delta)

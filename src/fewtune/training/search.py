@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError
-from fewtune.methods.choosing import tuner_for
-from fewtune.methods.spt import SPT
+from fewtune.importance import Scores
+from fewtune.methods import Tuner
+from fewtune.methods.base import Prepared
 from fewtune.training.module import Learner, NonFiniteLoss
-from fewtune.training.probabilities import pick_device
-from fewtune.training.selecting import choose
 from fewtune.training.trainer import build_trainer, duration
-from fewtune.training.tuners import spt_plan
+from fewtune.training.tuners import Share, method_of, score
 
 if TYPE_CHECKING:
     from fewtune.training.work import Work
@@ -40,24 +39,24 @@ def search_recipe(work: Work) -> Found:
     """Try every pair for `search_epochs` epochs; the best by validation accuracy (or what else the
     task measures), of equals by the lower loss.
 
-    For gps the importance pass is made once and all selections are taken from its scores; where SPT's budget goes is
-    found once too. Only gps has a K. A pair whose loss is not finite loses. Raises ConfigError where there is nothing
-    to search, or in a run of several processes.
+    A method that selects by scores is scored once, and each K selects from these; what another method prepares from
+    the images is prepared once too, by the first run. Only the former has a K. A pair whose loss is not finite loses.
+    Raises ConfigError where there is nothing to search, or in a run of several processes.
     """
-    recipe = work.recipe
-    if recipe.method == "linear" and recipe.task == "classification":
-        raise ConfigError("a linear probe has no learning rate or K to search; leave --search out")
+    recipe, method = work.recipe, method_of(work)
+    if not method.trains_by_epochs(recipe.task):
+        raise ConfigError(f"method={method.name} has no learning rate or K to search; leave --search out")
     if recipe.train_on != "train":
         raise ConfigError("--search judges on validation images; leave train_on=train+val out")
     if recipe.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--search runs in one process; search on one machine, then train with what it found")
     scores = None
-    if recipe.method == "gps":
+    if method.score is not None:
         if recipe.selection is not None:
             raise ConfigError("--search makes selections of its own; leave selection= out")
-        scores = work.score(pick_device(recipe.accelerator))
-    kept: list[SPT] = []  # where SPT's budget goes, found by the first run
-    rows, candidates, started = [], list(_candidates(recipe)), time.perf_counter()
+        scores = score(work)
+    kept: list[Prepared] = []  # what does not depend on what is searched, prepared by the first run
+    rows, candidates, started = [], list(_candidates(recipe, method.score is not None)), time.perf_counter()
     for number, candidate in enumerate(candidates, 1):
         rows.append({**_searched(candidate), **_try(work, candidate, scores, kept), "epochs": candidate.epochs})
         log.info("search %d of %d: %s", number, len(candidates), _line(rows[-1]))
@@ -70,13 +69,13 @@ def search_recipe(work: Work) -> Found:
     return Found(recipe.changed(**_searched(candidates[best])), rows)
 
 
-def _candidates(recipe: Recipe) -> Iterator[Recipe]:
-    ks: tuple[float | None, ...] = recipe.search_k if recipe.method == "gps" else (recipe.k,)
+def _candidates(recipe: Recipe, selects: bool) -> Iterator[Recipe]:
+    ks: tuple[float | None, ...] = recipe.search_k if selects else (recipe.k,)
     drops = recipe.search_drop_path or (recipe.drop_path,)
     share = -(-recipe.warmup * recipe.search_epochs // recipe.epochs)  # of the warm-up, rounded up
     short = {"epochs": recipe.search_epochs, "warmup_epochs": min(share, recipe.search_epochs - 1)}
     for k, lr, drop_path in itertools.product(ks, recipe.search_lr, drops):
-        budget = None if recipe.method == "gps" else recipe.budget
+        budget = None if selects else recipe.budget
         yield recipe.changed(
             k=k, budget=budget, lr=lr, drop_path=drop_path, devices=1, strategy="auto", stop_after=None, **short
         )
@@ -90,25 +89,19 @@ def _line(row: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in row.items() if value is not None)
 
 
-def _try(work: Work, recipe: Recipe, scores: Any, kept: list[SPT]) -> dict[str, float]:
+def _try(work: Work, recipe: Recipe, scores: Scores | None, kept: list[Prepared]) -> dict[str, float]:
     """What validation measured, and its loss, of one short run from a fresh backbone."""
-    short = work.renewed(recipe)
-    model, head = short.backbone.model, short.backbone.head
+    short, method = work.renewed(recipe), method_of(work)
 
-    def tuner(own: Learner) -> Any:
-        def planned() -> SPT:
-            if not kept:
-                kept.append(spt_plan(short, own))
-            return kept[0]
-
-        return tuner_for(
-            recipe,
-            model,
-            head,
-            original=short.fresh_model,
-            selection=lambda: choose(recipe, scores),
-            plan=planned,
-        )
+    def tuner(learner: Learner) -> Tuner:
+        run = Share(short, learner.trainer.strategy.root_device)
+        if method.prepare is None:
+            return method.attach(run, None)
+        if scores is not None:
+            return method.attach(run, method.prepare(run, scores))
+        if not kept:
+            kept.append(method.prepare(run, None))
+        return method.attach(run, kept[0])
 
     assert work.data.val is not None
     module = short.learner(tuner)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fewtune.config import Recipe
 from fewtune.data.transforms import eval_transform
-from fewtune.delta import Delta
 from fewtune.errors import DeltaError
-from fewtune.methods import Inserted, MethodFile, load_task_file
+from fewtune.methods import TaskFile, Tuner, load_task_file
 from fewtune.models import Backbone, backbone_from_description
 
 
@@ -24,11 +23,11 @@ class Task:
     `tuner` is that of a method which adds modules to the model; None where the backbone stays a plain model.
     """
 
-    delta: Delta | MethodFile
+    delta: TaskFile
     backbone: Backbone
     class_names: tuple[str, ...]
     transform: Callable[[Any], Any]
-    tuner: Inserted | None = None
+    tuner: Tuner | None = None
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The tuned model's state, which its library loads strictly; where modules were added, they are merged.

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import nn
 
 from fewtune.config import Recipe
-from fewtune.importance import Scores
+from fewtune.methods.base import Tuner
+from fewtune.objectives import Objective
 
 if TYPE_CHECKING:
     from fewtune.training.folder import RunFolder
@@ -31,12 +31,37 @@ class Work(ABC):
     learner_class: ClassVar[type[Learner]]
 
     @abstractmethod
-    def learner(self, attach: Callable[[Learner], Any]) -> Learner:
+    def learner(self, attach: Callable[[Learner], Tuner]) -> Learner:
         """The Lightning module of this task; `attach` gives its tuner."""
 
+    @property
     @abstractmethod
-    def score(self, device: torch.device, *, world: int = 1, rank: int = 0) -> Scores:
-        """Scores of all connections, from the training images alone; of several processes each takes its share."""
+    def train(self) -> Any:
+        """The training images as the recipe shows them."""
+
+    @property
+    @abstractmethod
+    def scored(self) -> Any:
+        """The training images as importance looks at them."""
+
+    @abstractmethod
+    def evaluated(self, split: Any) -> Any:
+        """The images of a split as they are evaluated."""
+
+    @property
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What importance is the gradient of."""
+
+    @property
+    @abstractmethod
+    def loss(self) -> Objective:
+        """The scalar training loss of a batch that is not mixed."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of classes of the labels."""
 
     @abstractmethod
     def renewed(self, recipe: Recipe) -> Work:

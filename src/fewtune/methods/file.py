@@ -10,31 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fewtune.delta import Delta, frozen_buffers, load_delta
+from fewtune.delta import frozen_buffers
 from fewtune.delta.checks import as_json, inventory, require_finite
 from fewtune.delta.entries import read
 from fewtune.delta.fingerprint import Covered, Fingerprint, fast_positions
 from fewtune.delta.format import write_file
-from fewtune.errors import DeltaError, FewtuneError
+from fewtune.errors import DeltaError
 from fewtune.files import read_tensors
-from fewtune.methods.placing import Method
+from fewtune.methods.base import Insertion, State, Tuner
 from fewtune.neurons import Anatomy, Role
-
-if TYPE_CHECKING:
-    from fewtune.methods.inserted import Inserted
 
 FORMAT = "fewtune-method"
 VERSION = 1
 GROUPS = ("added", "values", "buffers")
+Reader = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], Insertion]
 
 
 def known_by(tensors: Mapping[str, Tensor], anatomy: Anatomy, model: nn.Module) -> Fingerprint:
@@ -59,9 +57,9 @@ class MethodFile:
         metadata: what its maker noted: JSON values by name.
     """
 
-    method: Method
+    method: Insertion
     head: tuple[str, ...]
-    state: Mapping[str, Mapping[str, Tensor]]
+    state: State
     shapes: Mapping[str, tuple[int, ...]]
     backbone_parameters: int
     fingerprint: Fingerprint
@@ -70,10 +68,10 @@ class MethodFile:
     @classmethod
     def of(
         cls,
-        method: Method,
+        method: Insertion,
         head: tuple[str, ...],
         anatomy: Anatomy,
-        state: Mapping[str, Mapping[str, Tensor]],
+        state: State,
         fingerprint: Fingerprint,
         metadata: Mapping[str, Any],
     ) -> MethodFile:
@@ -146,7 +144,7 @@ class MethodFile:
         header["checksum"] = checksum(tensors, header)
         write_file(Path(path), safetensors.torch.save(tensors, {"fewtune": json.dumps(header)}))
 
-    def apply(self, model: nn.Module) -> Inserted:
+    def apply(self, model: nn.Module) -> Tuner:
         """Puts the method and its trained values into a plain model of the same backbone; gives the tuner.
 
         There is no way back: load the model anew for another task.
@@ -154,11 +152,9 @@ class MethodFile:
         Raises:
             DeltaError: another backbone, another head, or a model that carries a task already. It is unchanged.
         """
-        from fewtune.methods.inserted import Inserted
-
         found = inventory(model)
         self._check(found.parameters, found.tensors)
-        tuner = Inserted(model, self.head, self.method)
+        tuner = self.method.attach(model, self.head)
         tuner.load_state_dict(self.state)
         return tuner
 
@@ -199,14 +195,12 @@ def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def load_method_file(path: str | Path) -> MethodFile:
-    """Reads what `MethodFile.save` wrote.
+def read_method_file(path: str | Path, method: Reader) -> MethodFile:
+    """Reads what `MethodFile.save` wrote; `method` makes a method's modules from its name, settings and arrays.
 
     Raises:
         DeltaError: the file is missing, of another kind, of a newer version, truncated or altered.
     """
-    from fewtune.methods.choosing import method_from
-
     tensors, header = read_tensors(Path(path), DeltaError)
     try:
         said = json.loads(header["fewtune"])
@@ -221,7 +215,7 @@ def load_method_file(path: str | Path) -> MethodFile:
         groups = {group: _named(tensors, group) for group in GROUPS}
         covered = {name: Covered(tuple(shape), floating) for name, (shape, floating) in said["covered"].items()}
         return MethodFile(
-            method_from(said["method"], said["settings"], _named(tensors, "arrays")),
+            method(said["method"], said["settings"], _named(tensors, "arrays")),
             tuple(said["head"]),
             groups,
             {name: tuple(shape) for name, shape in said["shapes"].items()},
@@ -235,17 +229,3 @@ def load_method_file(path: str | Path) -> MethodFile:
 
 def _named(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{group}."): t for name, t in tensors.items() if name.startswith(f"{group}.")}
-
-
-def load_task_file(path: str | Path) -> Delta | MethodFile:
-    """Reads a task file of any method.
-
-    Raises:
-        DeltaError: it is none, or it is damaged.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            kind = json.loads((file.metadata() or {}).get("fewtune", "{}")).get("format")
-    except (OSError, safetensors.SafetensorError, ValueError, RecursionError, AttributeError, FewtuneError):
-        kind = None  # said better by what follows
-    return load_method_file(path) if kind == FORMAT else load_delta(path)

@@ -1,0 +1,93 @@
+"""Criteria: by what the connections of a model are scored, as `importance=` of a recipe names it.
+
+A criterion is a function from a run to scores. `CRITERIA` maps names to them; an installed package adds its own by an
+entry point of the group ``fewtune.criteria``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from fewtune.delta import load_delta
+from fewtune.errors import ConfigError
+from fewtune.importance import Scores, gradient_importance, magnitude_importance, random_importance
+from fewtune.methods.base import Run, Settings
+from fewtune.oracle import difference_importance
+from fewtune.plugins import Table
+
+Criterion = Callable[[Run], Scores]
+TASK_FILE = "delta.safetensors"
+"""The name of the task file in the folder of a run."""
+
+
+def gradient(run: Run) -> Scores:
+    """The modulus of the summed gradient of the run's objective over its training images (Eq. 1)."""
+    return gradient_importance(run.model.to(run.device), run.scored_batches(), run.objective, run.head)
+
+
+def magnitude(run: Run) -> Scores:
+    """The modulus of the pretrained weight."""
+    return magnitude_importance(run.model, head=run.head)
+
+
+def random(run: Run) -> Scores:
+    """Uniform random numbers of the run's seed."""
+    return random_importance(run.model, run.seed, head=run.head)
+
+
+def oracle(run: Run) -> Scores:
+    """How far a full fine-tuning moved each connection."""
+    return difference_importance(run.model, oracle_weights(run), head=run.head)
+
+
+CRITERIA: Table[Criterion] = Table(
+    "fewtune.criteria",
+    "criterion",
+    {"gradient": gradient, "magnitude": magnitude, "random": random, "oracle": oracle},
+)
+
+
+class CriterionSettings(Settings):
+    """Which criterion, and what it needs."""
+
+    importance: str = Field("gradient", description=f"what scores the connections: {', '.join(CRITERIA.present)}")
+    oracle: str | None = Field(None, description="for importance=oracle: run folder or task file of a method=full run")
+
+    @field_validator("importance")
+    @classmethod
+    def _known(cls, importance: str) -> str:
+        return CRITERIA.known(importance)
+
+    @field_validator("oracle")
+    @classmethod
+    def _oracle_and_importance(cls, oracle: str | None, info: ValidationInfo) -> str | None:
+        importance = info.data.get("importance", "oracle")
+        if oracle is None and info.data.get("importance") == "oracle":
+            raise ValueError("importance=oracle needs a full fine-tuning: the run folder or task file of method=full")
+        if oracle is not None and importance != "oracle":
+            raise ValueError(f"only importance=oracle reads it, and importance is {importance}")
+        return oracle
+
+
+def oracle_weights(run: Run) -> dict[str, Tensor]:
+    """All parameters, by name, as the recipe's `oracle`, a full fine-tuning of this backbone, left them.
+
+    Raises:
+        ConfigError: a folder without a task file, or a task file of another method.
+        DeltaError: the task file is missing or damaged, or of another backbone or other classes.
+    """
+    path = Path(run.settings(CriterionSettings).oracle or "")
+    if path.is_dir():
+        path = path / TASK_FILE
+        if not path.exists():
+            raise ConfigError(f"oracle: {path.parent} holds no {path.name}; give the folder of a finished run")
+    delta = load_delta(path)
+    method = delta.metadata.get("method", "unknown")
+    if method != "full":
+        raise ConfigError(f"oracle: {path} is of a run with method={method}; expected one of method=full")
+    with delta.applied_to(run.model):
+        return {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}

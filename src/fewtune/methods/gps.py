@@ -1,0 +1,93 @@
+"""GPS, Gradient-based Parameter Selection: of every neuron the K connections with the largest score, biases and scales.
+
+Scores are of a criterion (`importance=`), the paper's where none is named: the gradient of the supervised contrastive
+loss on the training images (Eq. 1-2). The selected connections are trained through compact values (Eq. 5-6).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fewtune.importance import Scores
+from fewtune.methods.base import Excluding, Method, Prepared, Run
+from fewtune.methods.criteria import CRITERIA, CriterionSettings, oracle_weights
+from fewtune.selection import Selection, select
+from fewtune.tuning import Tuner, attach
+
+
+class Settings(CriterionSettings, Excluding):
+    """Which connections are trained."""
+
+    selection: str | None = Field(None, description="a file of `fewtune select`; nothing is selected anew")
+    k: float | None = Field(None, gt=0, description="connections per neuron; 1 where no budget is given")
+    budget: float | None = Field(None, gt=0, le=1, description="selected fraction of the backbone's weights")
+    granularity: Literal["neuron", "layer", "network"] = "neuron"
+    objective: Literal["supcon", "cross_entropy", "segmentation"] | None = Field(
+        None, description="left out: supcon; of segmentation, always its own loss"
+    )
+    temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
+    bias: Literal["all", "none"] = "all"
+    scale: Literal["all", "none"] = "all"
+    norm: Literal["none", "all"] = "none"
+    relative_position: Literal["none", "all"] = "none"
+
+    @field_validator("granularity")
+    @classmethod
+    def _neurons_need_one(cls, granularity: str, info: ValidationInfo) -> str:
+        if granularity == "neuron" and (info.data.get("k") or 1) < 1:
+            raise ValueError(f"k={info.data['k']:g} is less than one connection a neuron; take 'layer' or 'network'")
+        return granularity
+
+    @field_validator("budget")
+    @classmethod
+    def _one_of_k_and_budget(cls, budget: float | None, info: ValidationInfo) -> float | None:
+        if budget is not None and info.data.get("k") is not None:
+            raise ValueError("k and budget say the same thing twice; give one of them")
+        return budget
+
+    @property
+    def per_neuron(self) -> float | None:
+        """K, or None where a budget is given."""
+        return self.k if self.k is not None or self.budget is not None else 1.0
+
+
+def score(run: Run) -> Scores:
+    """Scores of all connections by the recipe's criterion."""
+    return CRITERIA[run.settings(Settings).importance](run)
+
+
+def choose(settings: Settings, scores: Scores) -> Selection:
+    """The selection that a recipe asks for."""
+    return select(
+        scores,
+        k=settings.per_neuron,
+        budget=settings.budget,
+        granularity=settings.granularity,
+        bias=settings.bias,
+        scale=settings.scale,
+        norm=settings.norm,
+        relative_position=settings.relative_position,
+        exclude=settings.exclude,
+    )
+
+
+def _prepare(run: Run, scores: Scores | None) -> Selection:
+    settings = run.settings(Settings)
+    if settings.selection is not None:
+        return Selection.load(settings.selection)
+    return choose(settings, score(run) if scores is None else scores)
+
+
+def _attach(run: Run, prepared: Prepared | None) -> Tuner:
+    assert isinstance(prepared, Selection)
+    return attach(run.model, prepared)
+
+
+def _check(run: Run) -> None:
+    if run.settings(Settings).oracle is not None:
+        oracle_weights(run)
+
+
+GPS = Method("gps", _attach, Settings, score=score, prepare=_prepare, load=Selection.load, check=_check)
