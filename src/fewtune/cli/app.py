@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewtune.cli import bench, data, delta, demo, evaluate, fit, ood, predict, recipes, select
+from fewtune.cli import bench, data, delta, demo, evaluate, fit, ood, predict, recipes, report, select
 
 app = typer.Typer(
     name="fewtune",
@@ -35,6 +35,7 @@ app.command("select")(select.select)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("ood")(ood.ood)
+app.command("report")(report.report)
 app.add_typer(delta.app, name="delta")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fewtune.data import MaskData, MaskSplit, load_masks
 from fewtune.errors import ConfigError, DataError
@@ -91,16 +92,25 @@ def worst_first(found: MaskEvaluation, count: int, path: Path, accelerator: str 
     """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
     from fewtune.data.masks import save_png
 
-    order = sorted(range(len(found.rows)), key=lambda i: found.rows[i]["dice"])[:count]
-    maps = probability_maps(found.segmenter, [found.split.images[i] for i in order], pick_device(accelerator))
-    samples = []
-    for index, probabilities in zip(order, maps, strict=True):
-        row = found.rows[index]
-        words = f"Dice {row['dice']:.3f}   IoU {row['iou']:.3f}"
-        truth, painted = found.split.mask(index), probabilities >= THRESHOLD
-        samples.append(Sample(row["file"], found.split.image(index), truth, painted, words))
+    rows = sorted(found.rows, key=lambda row: row["dice"])[:count]
     mean = found.report.dice.value
-    save_png(draw_sheet(samples, f"the worst {len(order)} of {len(found.rows)} images; mean Dice {mean:.3f}"), path)
+    caption = f"the worst {len(rows)} of {len(found.rows)} images; mean Dice {mean:.3f}"
+    save_png(draw_worst(found.segmenter, found.split, rows, caption, accelerator), path)
+
+
+def draw_worst(
+    segmenter: Segmenter, split: MaskSplit, rows: Sequence[Mapping[str, Any]], caption: str, accelerator: str = "auto"
+) -> Image.Image:
+    """The sheet of some scored images, in the order of `rows` (file, dice, iou)."""
+    places = {name: index for index, name in enumerate(split.names)}
+    order = [places[row["file"]] for row in rows]
+    maps = probability_maps(segmenter, [split.images[i] for i in order], pick_device(accelerator))
+    samples = []
+    for row, index, probabilities in zip(rows, order, maps, strict=True):
+        words = f"Dice {float(row['dice']):.3f}   IoU {float(row['iou']):.3f}"
+        painted = probabilities >= THRESHOLD
+        samples.append(Sample(row["file"], split.image(index), split.mask(index), painted, words))
+    return draw_sheet(samples, caption)
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Interval]:

@@ -1,0 +1,19 @@
+"""`fewtune report`: one page of a run, or of several compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; several are compared with the first.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    pictures: Annotated[bool, typer.Option(help="Of one run: show test images, where they are at hand.")] = True,
+) -> None:
+    """Write one HTML file that shows where a model fails, what was selected, what it cost, or how runs differ."""
+    from fewtune.report import write_report
+
+    print(write_report(runs, out, pictures=pictures))

@@ -1,0 +1,104 @@
+"""The pictures of a report: test images in which a run was wrong, where the images are still at hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from fewtune.data import ImageData, load_data
+from fewtune.errors import FewtuneError
+from fewtune.report.reading import Run
+
+SIDE = 176
+MOST = 24
+MOST_MASKS = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in the page: its bytes as a data URI, and what is said of it."""
+
+    source: str
+    name: str
+    truth: str
+    prediction: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of the worst mistakes, or why there are none; `sheet` is that of masks."""
+
+    pictures: tuple[Picture, ...] = ()
+    sheet: str | None = None
+    absent: str | None = None
+
+
+def gallery(run: Run) -> Gallery:
+    """The worst mistakes of a run; `absent` says why where its images cannot be had."""
+    if not run.rows:
+        return Gallery(absent="The run had no test images.")
+    try:
+        return _sheet(run) if run.draws_masks else _mistakes(run)
+    except (FewtuneError, OSError) as error:
+        return Gallery(absent=f"The images are not shown: {' '.join(str(error).split())}.")
+
+
+def data_of(run: Run) -> ImageData:
+    """A classification run's images in the same splits as it had.
+
+    Raises:
+        DataError: the images are no longer there.
+    """
+    return load_data(run.recipe["data"], **_drawn_by(run.recipe), shots=run.recipe.get("shots"))
+
+
+def _drawn_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("seed", "val_fraction", "test_fraction", "limit_train", "limit_test")
+    return {key: recipe[key] for key in keys if key in recipe}
+
+
+def _mistakes(run: Run) -> Gallery:
+    """Wrong predictions, the surest first."""
+    wrong = [row for row in run.rows if row["label"] != row["prediction"]]
+    if not wrong:
+        return Gallery(absent="Every test image is right.")
+    test = data_of(run).test
+    place = {} if test is None else {name: index for index, name in enumerate(test.names)}
+    if test is None or any(row["file"] not in place for row in wrong):
+        return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
+    pictures = []
+    for row in sorted(wrong, key=lambda row: -float(row["probability"]))[:MOST]:
+        source = data_uri(test.image(place[row["file"]]))
+        told = row["file"], row["label"], row["prediction"], float(row["probability"])
+        pictures.append(Picture(source, *told))
+    return Gallery(tuple(pictures))
+
+
+def _sheet(run: Run) -> Gallery:
+    """Image, truth, prediction and errors of the test images with the lowest Dice, drawn by the task file."""
+    from fewtune.data import load_masks
+    from fewtune.segmentation.evaluation import draw_worst
+    from fewtune.segmentation.task import load_mask_task
+
+    test = load_masks(run.recipe["data"], **_drawn_by(run.recipe)).test
+    worst = sorted(run.rows, key=lambda row: float(row["dice"]))[:MOST_MASKS]
+    if test is None or any(row["file"] not in test.names for row in worst):
+        return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
+    segmenter = load_mask_task(run.path / "delta.safetensors").segmenter
+    sheet = draw_worst(segmenter, test, worst, f"the {len(worst)} test images with the lowest Dice")
+    return Gallery(sheet=data_uri(sheet, side=max(sheet.size)))
+
+
+def data_uri(image: Image.Image, side: int = SIDE) -> str:
+    """An image as a JPEG within a data URI, its longer side at most `side` pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

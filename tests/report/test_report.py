@@ -1,0 +1,154 @@
+"""Reports: they say what the run's files say, do without the images, and refuse what is no finished run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from browser import needs_browser, opened
+from fewtune.config import recipe_from
+from fewtune.errors import ConfigError
+from fewtune.metrics import paired_bootstrap
+from fewtune.report import write_report
+from fewtune.report.page import difference, result
+from fewtune.report.reading import read_run
+from fewtune.segmentation import fit as fit_masks
+from fewtune.training import fit
+from masks import mask_folder
+from runs import coloured_folder, fewtune, tiny_recipe
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Finished runs: two of the same images, and one of masks."""
+
+    gps: Path
+    bias: Path
+    masks: Path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("runs")
+    data, masks = coloured_folder(root / "data"), mask_folder(root / "scenes", count=16)
+    fit(tiny_recipe(data, epochs=3, warmup_epochs=1), root / "gps")
+    fit(tiny_recipe(data, epochs=3, warmup_epochs=1, method="bias"), root / "bias")
+    settings = {
+        "task": "segmentation", "model": "timm:test_vit", "pretrained": False, "image_size": 32,
+        "data": str(masks), "test_fraction": 0.25, "epochs": 3, "warmup_epochs": 1, "batch_size": 4,
+        "accelerator": "cpu",
+    }  # fmt: skip
+    fit_masks(recipe_from(settings), root / "masks")
+    return Runs(root / "gps", root / "bias", root / "masks")
+
+
+def _visible(path: Path) -> str:
+    """The page's words, without its markup."""
+    text = re.sub(r"<(style|svg).*?</\1>", " ", path.read_text(encoding="utf-8"), flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
+
+
+def test_one_run_states_its_figures(runs: Runs, tmp_path: Path) -> None:
+    page = write_report([runs.gps], tmp_path / "report.html")
+    metrics, words = json.loads((runs.gps / "metrics.json").read_text()), _visible(page)
+    accuracy = metrics["test"]["accuracy"]
+    assert f"{100 * accuracy['value']:.1f} % of 9 test images are right" in words
+    assert f"interval {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f}" in words
+    assert f"{metrics['trained']:,}" in words
+    for row in metrics["test"]["confusion"]:
+        assert " ".join(map(str, row)) in words
+    wrong = sum(sum(row) - row[i] for i, row in enumerate(metrics["test"]["confusion"]))
+    assert page.read_text().count("data:image/jpeg") == wrong > 0
+    assert page.stat().st_size < 5_000_000
+
+
+def test_worst_class_first(runs: Runs, tmp_path: Path) -> None:
+    test = json.loads((runs.gps / "metrics.json").read_text())["test"]
+    words = _visible(write_report([runs.gps], tmp_path / "report.html"))
+    rows = words[words.index("Test images by class") : words.index("Confusion matrix")]
+    places = [rows.index(name) for name in test["class_names"]]
+    recalls = [recall for _, recall in sorted(zip(places, test["recall"], strict=True))]
+    assert recalls == sorted(recalls)
+
+
+def test_without_images(runs: Runs, tmp_path: Path) -> None:
+    moved = shutil.copytree(runs.gps, tmp_path / "run")
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(re.sub(r"^data: .*$", "data: gone/photos", config, flags=re.M))
+    page = write_report([moved], tmp_path / "report.html")
+    assert "The images are not shown: " in _visible(page)
+    assert "gone/photos" in _visible(page)
+    assert "data:image" not in page.read_text()
+    assert "data:image" not in write_report([runs.gps], tmp_path / "bare.html", pictures=False).read_text()
+
+
+def test_masks(runs: Runs, tmp_path: Path) -> None:
+    page = write_report([runs.masks], tmp_path / "report.html")
+    test = json.loads((runs.masks / "metrics.json").read_text())["test"]
+    assert f"the mean Dice is {100 * test['dice']['value']:.1f} %" in _visible(page)
+    assert page.read_text().count("data:image/jpeg") == 1  # the sheet
+
+
+def test_two_runs(runs: Runs, tmp_path: Path) -> None:
+    first, second = read_run(runs.gps), read_run(runs.bias)
+    a, b = first.scores(), second.scores()
+    expected = paired_bootstrap(np.array(list(a.values())), np.array([b[name] for name in a]))
+    assert difference(first, second) == expected
+    words = _visible(write_report([runs.gps, runs.bias], tmp_path / "report.html"))
+    assert f"bias minus gps: {100 * expected.value:+.1f} points" in words
+    settings = words[words.index("Settings that differ") :]
+    assert "method" in settings
+    assert "epochs" not in settings[: settings.index("To do it again")]
+
+
+def test_other_images_are_not_compared(runs: Runs, tmp_path: Path) -> None:
+    words = _visible(write_report([runs.gps, runs.masks], tmp_path / "report.html"))
+    assert "masks and gps were not tested on the same images" in words
+    assert result(read_run(runs.gps)) in words
+
+
+def test_names_are_escaped(runs: Runs, tmp_path: Path) -> None:
+    moved = shutil.copytree(runs.gps, tmp_path / "run")
+    for name in ("metrics.json", "test_predictions.csv"):
+        (moved / name).write_text((moved / name).read_text().replace("class0", "<script>alert(1)</script>"))
+    assert "<script>" not in write_report([moved], tmp_path / "report.html").read_text()
+
+
+def test_refused(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder"):
+        write_report([tmp_path / "nowhere"], tmp_path / "report.html")
+    with pytest.raises(ConfigError, match=r"holds no run of fewtune: there is no config\.yaml"):
+        write_report([tmp_path], tmp_path / "report.html")
+    begun = shutil.copytree(runs.gps, tmp_path / "begun")
+    (begun / "metrics.json").unlink()
+    with pytest.raises(ConfigError, match="is not finished; go on with it"):
+        write_report([begun], tmp_path / "report.html")
+    with pytest.raises(ConfigError, match="given twice"):
+        write_report([runs.gps, runs.gps], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_command_line(runs: Runs, tmp_path: Path) -> None:
+    done = fewtune("report", runs.gps, "--out", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+    assert fewtune("report", tmp_path / "nowhere").returncode == 2
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_in_a_browser(runs: Runs, tmp_path: Path, width: int, scheme: str) -> None:
+    """No error in the console, no request to anywhere, all pictures shown, no serious fault of accessibility."""
+    for chosen in ([runs.gps], [runs.gps, runs.bias], [runs.masks]):
+        with opened(write_report(chosen, tmp_path / "report.html"), width, scheme) as seen:
+            assert seen.complaints == []
+            assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+            assert seen.broken_pictures() == 0
+            assert not seen.overflows()
+            assert seen.faults() == []
