@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from fewtune.bench.foreman import run_grid, status
-from fewtune.bench.grid import Grid, grid_from
+from fewtune.bench.grid import Grid, grid_from, read_grid
 from fewtune.bench.job import Job
 from fewtune.bench.plan import plan
 from fewtune.bench.report import grid_tables
-from fewtune.bench.results import collect, difference
+from fewtune.bench.results import collect, difference, record_all
 from fewtune.bench.workers import Workers
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError
@@ -170,7 +170,7 @@ def test_results_and_tables(whole: tuple[Grid, Path]) -> None:
     assert gps.values == tuple(accuracies)
     assert gps.mean == pytest.approx(sum(accuracies) / 2)
     assert gps.deviation == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
-    between = difference(out, linear, gps)
+    between = difference(linear, gps)
     assert linear.mean is not None
     assert between is not None
     assert between.value == pytest.approx(gps.mean - linear.mean)
@@ -186,6 +186,26 @@ def test_results_and_tables(whole: tuple[Grid, Path]) -> None:
     assert float(red.rows[1][3].split(" ")[0]) == pytest.approx(-100 * between.value, abs=0.051)
     assert every.rows[0][0] == "gps"
     assert [len(table.rows) for table in (red, blue, every)] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_record_stands_for_the_folders(images: tuple[Path, Path], whole: tuple[Grid, Path], tmp_path: Path) -> None:
+    """From one small file all runs count as done, elsewhere too, and the tables are the same to the letter."""
+    _, out = whole
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump(values(*images, record="records/tiny.jsonl")))
+    done = fewtune("bench", "record", grid, "--out", out)
+    assert done.returncode == 0, done.stderr
+    read = read_grid(grid)
+    assert status(read, tmp_path / "nothing").done == list(plan(read))
+    assert grid_tables(read, tmp_path / "nothing") == grid_tables(read, out)
+    assert not run_grid(read, tmp_path / "nothing").waiting
+    assert not list((tmp_path / "nothing").rglob("metrics.json"))
+    assert record_all(read, tmp_path / "nothing") == record_all(read, out)
+    changed = read.model_copy(update={"settings": {**SETTINGS, "weight_decay": 0.5}})
+    assert not status(changed, tmp_path / "nothing").done
+    elsewhere = read_grid(grid, [f"tasks.red.data=/another/place/{images[0].name}"])
+    assert len(status(elsewhere, tmp_path / "nothing").done) == len(plan(read))
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fewtune.bench.choices import chosen
 from fewtune.bench.grid import Grid, grid_from, read_grid, write_grid
+from fewtune.bench.ledger import Ledger
 from fewtune.bench.plan import plan, scores_file
 from fewtune.errors import ConfigError
 
@@ -156,7 +156,7 @@ def test_the_best_choice_and_its_epoch_by_the_mean_over_seeds(tmp_path: Path) ->
         values(methods={"gps": {"method": "gps", "choices": {"lr": [0.1, 0.2, 0.3]}}}, choose_seeds=[3, 4])
     )
     given = {"lr=0.1": [[0.1, 0.9], [0.1, 0.1]], "lr=0.2": [[0.5, 0.6], [0.7, 0.8]], "lr=0.3": [[0.99, 0.99], []]}
-    best, rows = chosen(judged(grid, tmp_path, given), tmp_path)
+    best, rows = Ledger(grid, tmp_path).best(judged(grid, tmp_path, given))
     assert best == {"lr": 0.2, "stop_after": 2}
     by_choice = {(row["lr"], row.get("stop_after")): row for row in rows}
     assert by_choice[0.2, 2]["accuracy"] == pytest.approx(0.7)
@@ -169,4 +169,4 @@ def test_of_equal_choices_the_lower_loss_then_the_first(tmp_path: Path) -> None:
     runs = judged(grid, tmp_path, {"lr=0.1": [[0.5]], "lr=0.2": [[0.5]], "lr=0.3": [[0.5]]})
     for run, loss in zip(runs, (2.0, 1.0, 1.0), strict=True):
         run.result(tmp_path).write_text(json.dumps({"candidates": [{"setting": {}, "accuracy": 0.5, "loss": loss}]}))
-    assert chosen(runs, tmp_path)[0] == {"lr": 0.2}
+    assert Ledger(grid, tmp_path).best(runs)[0] == {"lr": 0.2}

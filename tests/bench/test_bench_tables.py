@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 import statistics
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pytest
 
 from fewtune.bench.grid import Grid, grid_from
 from fewtune.bench.paper_tables import expanded, paper_table
+from fewtune.bench.plan import Run
+from fewtune.bench.record import Record, record_of
 from fewtune.bench.report import backbone_name, beside, namesake, printed
 from fewtune.bench.results import Cell, difference
 from fewtune.bench.tables import Table, csv_text, html_page, markdown
 from fewtune.config import recipe_from
 from fewtune.errors import DataError
+from fewtune.training.folder import RunFolder
 from runs import fewtune
 
 VIT = "timm:vit_base_patch16_224.augreg_in21k"
@@ -31,12 +35,13 @@ def grid_over(keys: tuple[str, ...], **methods: dict[str, Any]) -> Grid:
 
 
 def cell(grid: Grid, task: str, method: str, *accuracies: float, **more: Any) -> Cell:
-    recipe = grid.recipe(task, method, {}, 0)
-    metrics = tuple(
-        {"test": {"accuracy": {"value": value}}, "percent_of_backbone": 0.25, "trained": 214_500, **more}
-        for value in accuracies
-    )
-    return Cell(task, method, recipe, tuple(range(len(accuracies))), metrics, {}, None, None)
+    about = {"percent_of_backbone": 0.25, "trained": 214_500, **more}
+    runs = {
+        seed: Record(f"{task}/{method}/seed-{seed}", "train", "", 1.0, {}, "",
+                     metrics={"test": {"accuracy": {"value": value}}, **about})
+        for seed, value in enumerate(accuracies)
+    }  # fmt: skip
+    return Cell(task, method, grid.recipe(task, method, {}, 0), runs, {})
 
 
 def row_of(table: Table, start: str) -> dict[str, str]:
@@ -102,34 +107,42 @@ def test_imagenet_and_its_kin() -> None:
 
 def test_differences_are_paired_by_image_over_the_seeds_that_both_have(tmp_path: Path) -> None:
     """Hits of labelled images, Dice of masks; the rows of two runs need not be in one order."""
-    grid = grid_over(("cifar-100",), gps={"method": "gps"}, full={"method": "full"})
     hits = {"gps": {"a": "xx", "b": "xy", "c": "yy"}, "full": {"c": "yx", "a": "xx", "b": "xx"}}
-    for method, rows in hits.items():
-        for seed in (0, 1):
-            folder = tmp_path / "cifar-100" / method / f"seed-{seed}"
-            folder.mkdir(parents=True)
-            lines = [f"{name},{pair[0]},{pair[1]},{0.1 * i}" for i, (name, pair) in enumerate(rows.items())]
-            (folder / "test_predictions.csv").write_text("\n".join(["file,label,prediction,dice", *lines]) + "\n")
-    gps, full = cell(grid, "cifar-100", "gps", 0.5, 0.5), cell(grid, "cifar-100", "full", 0.5)
-    between = difference(tmp_path, gps, full)
+
+    def finished(method: str, seeds: tuple[int, ...], task: str, test: dict[str, Any]) -> Cell:
+        settings = {"classification": {}, "segmentation": {"task": "segmentation"}}[task]
+        grid = grid_from(
+            {"settings": {"model": VIT, "data": "d", **settings}, "tasks": {"t": {}}, "methods": {method: {}}}
+        )
+        runs = {}
+        for seed in seeds:
+            run = Run("train", "t", method, seed)
+            recipe = run.recipe(grid, {})
+            folder = RunFolder(tmp_path / task / run.name)
+            folder.begin(recipe)
+            lines = [f"{n},{p[0]},{p[1]},0.4,0.6,{0.1 * i}" for i, (n, p) in enumerate(hits[method].items())]
+            folder.predictions.write_text("\n".join(["file,label,prediction,p(x),p(y),dice", *lines]) + "\n")
+            folder.metrics.write_text(json.dumps({"seconds": 1.0, "test": {"images": 3, **test}}))
+            runs[seed] = record_of(run, recipe, tmp_path / task)
+        return Cell("t", method, recipe, runs, {})
+
+    gps, full = (
+        finished(method, seeds, "classification", {"accuracy": {"value": 0.5}})
+        for method, seeds in (("gps", (0, 1)), ("full", (0,)))
+    )
+    between = difference(gps, full)
     assert between is not None
     assert between.value == pytest.approx((0 + 1 - 1) / 3)
-    masks = [
-        replace(
-            one,
-            recipe=one.recipe.changed(task="segmentation", augment="plain", objective=None),
-            metrics=tuple({"test": {"dice": {"value": 0.5}}} for _ in one.metrics),
-        )
-        for one in (gps, full)
-    ]
-    dice = difference(tmp_path, masks[0], masks[1])
+    assert between.seeds == 1
+    assert gps.loss == pytest.approx(-(2 * math.log(0.4) + math.log(0.6)) / 3)
+    masks = [finished(method, (0,), "segmentation", {"dice": {"value": 0.5}}) for method in ("gps", "full")]
+    dice = difference(*masks)
     assert dice is not None
     assert dice.value == pytest.approx(0.0)  # a: 0.1 - 0, b: 0.2 - 0.1, c: 0 - 0.2
     assert dice.low < 0 < dice.high
-    other = tmp_path / "cifar-100/full/seed-0/test_predictions.csv"
-    other.write_text(other.read_text().replace("a,x", "z,x"))
+    hits["full"]["z"] = hits["full"].pop("a")
     with pytest.raises(DataError, match="different images"):
-        difference(tmp_path, gps, full)
+        difference(gps, finished("full", (0,), "classification", {"accuracy": {"value": 0.5}}))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewtune.bench.choices import chosen, next_choice
+from fewtune.bench.choices import next_choice
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job, read_json
+from fewtune.bench.ledger import Ledger
 from fewtune.bench.plan import Run, plan
-from fewtune.bench.results import MEASURES
+from fewtune.bench.record import MEASURES
 from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
@@ -69,20 +70,25 @@ class _Foreman:
 
     def __init__(self, grid: Grid, out: Path, quiet: bool = False) -> None:
         self.grid, self.out, self.quiet = grid, out, quiet
+        self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
         self.started, self.finished_here = time.monotonic(), 0
         for kind in ("choose", "train"):  # the plan grows with what has been tried
             for run in [run for run in self.progress.runs.values() if run.kind == kind]:
                 self._look(run)
+        self.progress.done.sort(key=list(self.progress.runs).index)
 
     def _look(self, run: Run) -> None:
         """Note what became of a run before; where the choices grow by it, look at the added runs too."""
         failure = self.out / run.name / "failed.txt"
-        if run.result(self.out).exists() and set(run.needs) <= set(self.progress.done):
-            self._check(run)
-        elif self.quiet and failure.exists():
-            self.progress.failed[run.name] = failure.read_text(encoding="utf-8").partition("\n")[0]
+        try:
+            if set(run.needs) <= set(self.progress.done) and self.ledger.holds(run, self._recipe_of(run)):
+                self.progress.done.append(run.name)
+            elif self.quiet and failure.exists():
+                self.progress.failed[run.name] = failure.read_text(encoding="utf-8").partition("\n")[0]
+        except FewtuneError as error:
+            self.progress.failed[run.name] = f"{error}; delete the folder to make it anew"
         if run.kind == "choose" and run.name in self.progress.done:
             for new in self._grow(run.task, run.method):
                 self._look(new)
@@ -95,7 +101,7 @@ class _Foreman:
         ]
         if not self.grid.grow or not {run.name for run in judged} <= set(self.progress.done):
             return []
-        best, _ = chosen(judged, self.out)
+        best, _ = self.ledger.best(judged)
         more = next_choice(best, [*given, *added], self.grid.grow, given)
         if not more:
             return []
@@ -103,22 +109,14 @@ class _Foreman:
         before, self.progress.runs = self.progress.runs, plan(self.grid, self.added)
         return [run for name, run in self.progress.runs.items() if name not in before]
 
-    def _check(self, run: Run) -> None:
-        """A run that lies there counts as done where it was made with the same settings."""
-        try:
-            RunFolder(self.out / run.name).resumed(self._recipe_of(run))
-            self.progress.done.append(run.name)
-        except FewtuneError as error:
-            self.progress.failed[run.name] = f"{error}; delete the folder to make it anew"
-
     def _recipe_of(self, run: Run) -> Recipe:
         """Its recipe, with what was chosen on validation images once that is finished."""
-        best: dict[str, Any] = {}
-        if run.needs:
-            best, rows = chosen([self.progress.runs[name] for name in run.needs], self.out)
-            if not self.quiet:
-                write_json(self.out / run.task / run.method / "chosen.json", {"chosen": best, "tried": rows})
-        return run.recipe(self.grid, best)
+        if run.needs and not self.quiet:
+            best, rows = self.ledger.best([self.progress.runs[name] for name in run.needs])
+            folder = self.out / run.task / run.method
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "chosen.json", {"chosen": best, "tried": rows})
+        return self.ledger.recipe(run, self.progress.runs)
 
     def offer(self, running: list[Job]) -> Job | None:
         """A run that can be done now; one that needs scores which another is just taking must wait for them."""

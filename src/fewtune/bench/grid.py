@@ -78,6 +78,7 @@ class Grid(BaseModel):
         {}, description="setting -> how many values may be added where the best of its choices lies at an edge"
     )
     choose_epochs: bool = Field(True, description="choose the number of epochs too; else the last is taken")
+    record: str | None = Field(None, description="a file of finished runs beside the grid's; they count as done")
     compare: str | None = Field(None, description="what others are compared with; left out, gps or the first")
     workers: int = Field(1, gt=0, description="runs side by side, each in a process of its own")
     threads: int = Field(1, gt=0, description="threads of each worker")
@@ -158,6 +159,8 @@ def read_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
     values = read_yaml(path)
     for override in overrides:
         _put(values, override)
+    if isinstance(values.get("record"), str):
+        values["record"] = str(path.parent / values["record"])
     return grid_from(values, str(path))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fewtune.bench.grid import Grid
+from fewtune.bench.intervals import Difference
 from fewtune.bench.paper_tables import Column, PaperTable, mean_of, numbers, paper_table, plain
-from fewtune.bench.results import Cell, collect, difference
+from fewtune.bench.results import Cell, collect, difference, over_tasks
 from fewtune.bench.tables import Table
 from fewtune.config import Recipe
 
@@ -25,7 +26,7 @@ Cells = Mapping[tuple[str, str], Cell]
 def grid_tables(grid: Grid, out: Path) -> list[Table]:
     """One table a task with all that was measured; then an overview of the methods where there are several tasks."""
     cells = collect(grid, out)
-    tables = [_task_table(grid, task, cells, out) for task in grid.tasks if any(key[0] == task for key in cells)]
+    tables = [_task_table(grid, task, cells) for task in grid.tasks if any(key[0] == task for key in cells)]
     return tables + ([_overview(grid, cells)] if len(tables) > 1 else [])
 
 
@@ -43,13 +44,13 @@ def printed(number: int) -> Table:
 # -- what was measured here
 
 
-def _task_table(grid: Grid, task: str, cells: Cells, out: Path) -> Table:
+def _task_table(grid: Grid, task: str, cells: Cells) -> Table:
     base = cells.get((task, grid.baseline))
     some = next(cell for key, cell in cells.items() if key[0] == task)
     against = f"minus {_title(grid.methods[grid.baseline].title, grid.baseline)} (95 % interval)"
     columns = (
-        "method", "chosen on validation", f"test {some.measure}, mean ± sd (seeds)", against, "trained", "trained, %",
-        "ms a training step", "ms a test image", "peak memory, MB", "selection, s", "task file, MB",
+        "method", "chosen on validation", f"test {some.measure}, mean ± sd (seeds)", against, "test loss", "trained",
+        "trained, %", "ms a training step", "ms a test image", "peak memory, MB", "selection, s", "task file, MB",
     )  # fmt: skip
     rows = []
     for method, part in grid.methods.items():
@@ -57,15 +58,14 @@ def _task_table(grid: Grid, task: str, cells: Cells, out: Path) -> Table:
         if cell is None:
             rows.append((_title(part.title, method), *[""] * (len(columns) - 1)))
             continue
-        between = None if base is None or cell is base else difference(out, base, cell)
+        between = None if base is None or cell is base else difference(base, cell)
         rows.append(
             (
                 _title(part.title, method),
                 ", ".join(f"{key} {_short(value)}" for key, value in cell.chosen.items()),
                 _accuracy(cell),
-                ""
-                if between is None
-                else f"{100 * between.value:+.1f} ({100 * between.low:+.1f} to {100 * between.high:+.1f})",
+                told(between),
+                _number(cell.loss, 1, 3),
                 f"{cell.trained:,}",
                 f"{cell.percent:.2f}",
                 _number(cell.step_seconds, 1e3),
@@ -79,21 +79,41 @@ def _task_table(grid: Grid, task: str, cells: Cells, out: Path) -> Table:
     notes = [
         f"{some.recipe.model}; {some.metrics[0].get('train_images')} training images (validation images included), "
         f"{tested} test images, batch {some.recipe.batch_size}",
-        "the differences are paired: the same test images, each the mean over the seeds that both have",
+        "the differences are paired by test image and seed; their 95 % intervals hold both (one seed: images alone)",
     ]
     return Table(_title(grid.tasks[task].title, task), columns, tuple(rows), tuple(notes), text_columns=2)
 
 
 def _overview(grid: Grid, cells: Cells) -> Table:
-    """Methods x tasks, and the mean over tasks where all are finished."""
+    """Methods x tasks, the mean over tasks where all are finished, and what is trained."""
     rows = []
     for method, part in grid.methods.items():
-        found = [cells.get((task, method)) for task in grid.tasks]
-        mean = mean_of([None if cell is None else cell.mean for cell in found])
-        shown = ["" if cell is None else _accuracy(cell) for cell in found]
-        rows.append((_title(part.title, method), *shown, "" if mean is None else f"{100 * mean:.2f}"))
-    columns = ("method", *(_title(task.title, name) for name, task in grid.tasks.items()), "mean")
+        row = [cells.get((task, method)) for task in grid.tasks]
+        mean = mean_of([None if cell is None else cell.mean for cell in row])
+        percents = [cell.percent for cell in row if cell is not None]
+        shown = ["" if cell is None else _accuracy(cell) for cell in row]
+        against = None if method == grid.baseline else over_tasks(grid, cells, grid.baseline, method)
+        rows.append(
+            (
+                _title(part.title, method),
+                *shown,
+                _number(mean, 100, 2),
+                told(against),
+                _number(statistics.fmean(percents) if percents else None, 1, 2),
+            )
+        )
+    columns = (
+        "method", *(_title(task.title, name) for name, task in grid.tasks.items()), "mean",
+        f"mean minus {_title(grid.methods[grid.baseline].title, grid.baseline)} (95 % interval)", "trained, %",
+    )  # fmt: skip
     return Table("All tasks", columns, tuple(rows), ("mean ± standard deviation over seeds (their number)",))
+
+
+def told(between: Difference | None) -> str:
+    """A difference in points with its interval; "" where there is none."""
+    if between is None:
+        return ""
+    return f"{100 * between.value:+.1f} ({100 * between.low:+.1f} to {100 * between.high:+.1f})"
 
 
 def _title(title: str | None, name: str) -> str:

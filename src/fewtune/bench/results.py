@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import math
+import itertools
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fewtune.bench.foreman import status
 from fewtune.bench.grid import Grid
-from fewtune.bench.job import read_json
-from fewtune.bench.plan import Run, plan
-from fewtune.config import Recipe, read_recipe
+from fewtune.bench.intervals import Difference, mean_difference, over_seeds_and_images
+from fewtune.bench.ledger import Ledger
+from fewtune.bench.plan import Run
+from fewtune.bench.record import MEASURES, Record
+from fewtune.config import Recipe
 from fewtune.errors import DataError
-from fewtune.metrics import Interval, bootstrap
-from fewtune.training.folder import RunFolder
-from fewtune.training.probabilities import read_hits
-
-MEASURES = {"classification": "accuracy", "segmentation": "dice"}
-"""What is told of the test images of each kind of task."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,40 @@ class Cell:
     method: str
     recipe: Recipe
     """Of its first finished seed."""
-    seeds: tuple[int, ...]
-    metrics: tuple[dict[str, Any], ...]
-    """What stands in each seed's metrics.json."""
+    runs: Mapping[int, Record]
+    """Seed -> what is kept of its run."""
     chosen: dict[str, Any]
     """What was chosen on validation images."""
-    step_seconds: float | None
-    """Seconds of a training step of `recipe.batch_size` images; None for methods without steps."""
-    selection_seconds: float | None
-    """Seconds of the pass over the training images that scores all connections; None where there is none."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The finished seeds."""
+        return tuple(self.runs)
+
+    @property
+    def metrics(self) -> tuple[dict[str, Any], ...]:
+        """What was measured of each seed."""
+        return tuple(record.metrics or {} for record in self.runs.values())
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a training step of `recipe.batch_size` images; None for methods without steps."""
+        return self._median("step_seconds")
+
+    @property
+    def selection_seconds(self) -> float | None:
+        """Seconds of the pass over the training images that scores all connections; None where there is none."""
+        return self._median("selection_seconds")
+
+    @property
+    def loss(self) -> float | None:
+        """Mean test loss over seeds, in nats; None where there is none."""
+        losses = [metrics["test"]["loss"] for metrics in self.metrics if "loss" in metrics.get("test", {})]
+        return statistics.fmean(losses) if losses else None
+
+    def _median(self, key: str) -> float | None:
+        known = [metrics[key] for metrics in self.metrics if key in metrics]
+        return statistics.median(known) if known else None
 
     @property
     def measure(self) -> str:
@@ -91,73 +113,54 @@ class Cell:
 
 def collect(grid: Grid, out: Path) -> dict[tuple[str, str], Cell]:
     """(task, method) -> what came out, for all that have at least one finished seed."""
-    runs: dict[tuple[str, str], list[Run]] = {}
-    for run in plan(grid).values():
-        if run.kind == "train" and run.result(out).exists():
-            runs.setdefault((run.task, run.method), []).append(run)
-    return {
-        (task, method): _cell(runs[task, method], out)
-        for task in grid.tasks
-        for method in grid.methods
-        if (task, method) in runs
-    }
+    seen, ledger = status(grid, out), Ledger(grid, out)
+    finished: dict[tuple[str, str], list[Run]] = {}
+    for name in seen.done:
+        run = seen.runs[name]
+        if run.kind == "train":
+            finished.setdefault((run.task, run.method), []).append(run)
+    cells = {}
+    for task, method in itertools.product(grid.tasks, grid.methods):
+        if runs := finished.get((task, method)):
+            best = ledger.best([seen.runs[name] for name in runs[0].needs])[0]
+            records = {run.seed: ledger.record(run, run.recipe(grid, best)) for run in runs}
+            cells[task, method] = Cell(task, method, runs[0].recipe(grid, best), records, best)
+    return cells
 
 
-def _cell(runs: list[Run], out: Path) -> Cell:
-    folders = [RunFolder(out / run.name) for run in runs]
-    choice = folders[0].path.parent / "chosen.json"
-    metrics = tuple(read_json(folder.metrics) for folder in folders)
-    steps = [_step_seconds(folder, one) for folder, one in zip(folders, metrics, strict=True)]
-    files = [folder.path / "importance.json" for folder in folders]
-    selecting = [read_json(file)["seconds"] for file in files if file.exists()]
-    timed = [seconds for seconds in steps if seconds is not None]
-    return Cell(
-        runs[0].task,
-        runs[0].method,
-        read_recipe([folders[0].config]),
-        tuple(run.seed for run in runs),
-        metrics,
-        read_json(choice)["chosen"] if choice.exists() else {},
-        statistics.median(timed) if timed else None,
-        statistics.median(selecting) if selecting else None,
-    )
+def record_all(grid: Grid, out: Path) -> list[Record]:
+    """The records of all finished runs, in the grid's order, then those of its record file that it does not ask for."""
+    seen, ledger = status(grid, out), Ledger(grid, out)
+    records = {name: ledger.record(seen.runs[name], ledger.recipe(seen.runs[name], seen.runs)) for name in seen.done}
+    return list((records | {name: one for name, one in ledger.recorded.items() if name not in records}).values())
 
 
-def _step_seconds(folder: RunFolder, metrics: dict[str, Any]) -> float | None:
-    """Median over epochs; the training has no validation in it."""
-    history = folder.history.with_suffix(".json")
-    if not history.exists():
-        return None
-    steps = math.ceil(metrics["train_images"] / read_recipe([folder.config]).batch_size)
-    return statistics.median(entry["seconds"] / steps for entry in read_json(history))
-
-
-def difference(out: Path, first: Cell, second: Cell) -> Interval | None:
+def difference(first: Cell, second: Cell) -> Difference | None:
     """The measure of `second` minus that of `first` on the same test images, over the seeds that both have.
 
-    An image's value is the mean over seeds of the difference of its hits (of its Dice); the interval (95 %) is of the
-    mean over resampled images, so it says how far the test images leave room, not how far other seeds would. None
-    where they share no seed.
+    None where they share no seed. See `over_seeds_and_images` for what the interval holds.
+
+    Raises:
+        DataError: they were tested on different images.
     """
     seeds = [seed for seed in first.seeds if seed in second.seeds]
     if not seeds or not first.values:
         return None
-    differences = []
-    for seed in seeds:
-        a, b = (_by_image(out / cell.task / cell.method / f"seed-{seed}", cell.measure) for cell in (first, second))
-        if a.keys() != b.keys():
-            raise DataError(f"{first.method} and {second.method} were tested on different images of {first.task}")
-        differences.append([b[name] - a[name] for name in a])
-    return bootstrap(np.mean(differences, axis=0))
+    if len({cell.runs[seed].images for cell in (first, second) for seed in seeds}) > 1:
+        raise DataError(f"{first.method} and {second.method} were tested on different images of {first.task}")
+    return over_seeds_and_images(np.stack([second.runs[seed].values() - first.runs[seed].values() for seed in seeds]))
 
 
-def _by_image(folder: Path, measure: str) -> dict[str, float]:
-    """Name of a test image -> 1 or 0 for right or wrong, or its Dice."""
-    file = RunFolder(folder).predictions
-    if measure == "accuracy":
-        return read_hits(file)
-    with file.open(encoding="utf-8", newline="") as opened:
-        return {row["file"]: float(row[measure]) for row in csv.DictReader(opened)}
+def over_tasks(grid: Grid, cells: Mapping[tuple[str, str], Cell], first: str, second: str) -> Difference | None:
+    """The mean over tasks of `second` minus `first`; None where a task lacks one of them."""
+    found = []
+    for task in grid.tasks:
+        pair = cells.get((task, first)), cells.get((task, second))
+        one = None if pair[0] is None or pair[1] is None else difference(pair[0], pair[1])
+        if one is None:
+            return None
+        found.append(one)
+    return mean_difference(found)
 
 
 def to_json(grid: Grid, out: Path) -> list[dict[str, Any]]:
@@ -166,12 +169,12 @@ def to_json(grid: Grid, out: Path) -> list[dict[str, Any]]:
     rows = []
     for (task, method), cell in cells.items():
         base = cells.get((task, grid.baseline))
-        between = None if base is None or base is cell else difference(out, base, cell)
+        between = None if base is None or base is cell else difference(base, cell)
         rows.append(
             {
                 "task": task, "method": method, "model": cell.recipe.model, "seeds": list(cell.seeds),
                 "measure": cell.measure, "values": list(cell.values),
-                "mean": cell.mean, "standard_deviation": cell.deviation,
+                "mean": cell.mean, "standard_deviation": cell.deviation, "test_loss": cell.loss,
                 f"minus_{grid.baseline}": between and [between.value, between.low, between.high],
                 "test_images": cell.metrics[0].get("test", {}).get("images"), "chosen": cell.chosen,
                 "trained": cell.trained, "percent_of_backbone": cell.percent, "step_seconds": cell.step_seconds,

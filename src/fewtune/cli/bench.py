@@ -38,6 +38,27 @@ def status(grid: GridFile, settings: Settings = None, out: Out = None, as_json: 
     _show(look(read_grid(grid, settings or []), folder), folder, as_json)
 
 
+@app.command("record")
+def record(
+    grid: GridFile,
+    settings: Settings = None,
+    out: Out = None,
+    to: Annotated[Path | None, typer.Option(help="The file; left out, the grid's own (its key `record`).")] = None,
+) -> None:
+    """Write all finished runs into one small file, from which tables can be made without the runs' folders."""
+    from fewtune.bench.grid import read_grid
+    from fewtune.bench.record import write_records
+    from fewtune.bench.results import record_all
+
+    read, folder = read_grid(grid, settings or []), out or Path("runs") / grid.stem
+    file = to or (None if read.record is None else Path(read.record))
+    if file is None:
+        raise typer.BadParameter("the grid names no record; give --to FILE")
+    records = record_all(read, folder)
+    write_records(file, records)
+    print(f"{file}: {len(records)} runs")
+
+
 @app.command("table")
 def table(
     grid: Annotated[Path | None, typer.Argument(help="The grid; left out, the paper's tables alone.")] = None,
