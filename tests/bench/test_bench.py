@@ -177,7 +177,7 @@ def test_results_and_tables(whole: tuple[Grid, Path]) -> None:
     assert between.low <= between.value <= between.high
     assert gps.step_seconds is not None
     assert linear.step_seconds is None
-    red, blue, every = grid_tables(grid, out)
+    red, blue, every, minus = grid_tables(grid, out)
     assert red.title == "red things"
     row = dict(zip(red.columns, red.rows[0], strict=True))
     assert row["trained"] == f"{metrics[0]['trained']:,}"
@@ -185,7 +185,8 @@ def test_results_and_tables(whole: tuple[Grid, Path]) -> None:
     assert row["minus gps (95 % interval)"] == ""
     assert float(red.rows[1][3].split(" ")[0]) == pytest.approx(-100 * between.value, abs=0.051)
     assert every.rows[0][0] == "gps"
-    assert [len(table.rows) for table in (red, blue, every)] == [2, 2, 2]
+    assert [len(table.rows) for table in (red, blue, every, minus)] == [2, 2, 2, 1]
+    assert float(minus.rows[0][1].split(" ")[0]) == pytest.approx(-100 * between.value, abs=0.051)
 
 
 @pytest.mark.slow
