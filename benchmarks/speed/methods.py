@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import fewtune
 from fewtune.importance import Scores
 from fewtune.tuning.layers import Tuned
-from fewtune.tuning.ops import matmul
 from fewtune.tuning.reference import DenseMask
 
 CLASSES = 100
@@ -32,7 +31,6 @@ class Candidate:
 
     after_backward: what the way does to gradients before the optimiser's step.
     held: what the way holds beside the model's own tensors and what it trains: indices, masks, original values.
-    within: what its steps are done within.
     """
 
     name: str
@@ -41,7 +39,6 @@ class Candidate:
     optimizer: torch.optim.Optimizer
     after_backward: Callable[[], None] = lambda: None
     held: list[Tensor] = field(default_factory=list)
-    within: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.model(images), labels)
@@ -56,7 +53,7 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     """One way of fine-tuning a randomly initialised timm model.
 
     Args:
-        method: one of `PEERS`, "GPS K=k", or "GPS K=k, BLAS", which keeps to the library that the others multiply with.
+        method: one of `PEERS`, or "GPS K=k".
         architecture: timm name.
         random_columns: GPS and the dense mask choose uniformly random connections (the worst case) instead of as
             many hot columns as were measured on a pretrained model.
@@ -65,12 +62,9 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     torch.manual_seed(0)
     model = timm.create_model(architecture, pretrained=False, num_classes=CLASSES).to(device).train()
     if method.startswith("GPS K="):
-        k, _, library = method.removeprefix("GPS K=").partition(", ")
-        tuner = fewtune.attach(model, selection(model, int(k), random_columns=random_columns))
-        within = matmul.only_blas if library == "BLAS" else contextlib.nullcontext
-        return Candidate(
-            method, model, trained := tuner.parameters(), _adam(trained), held=_held_by(tuner), within=within
-        )
+        k = int(method.removeprefix("GPS K="))
+        tuner = fewtune.attach(model, selection(model, k, random_columns=random_columns))
+        return Candidate(method, model, trained := tuner.parameters(), _adam(trained), held=_held_by(tuner))
     if method == "dense mask":
         mask = DenseMask(model, selection(model, 1, random_columns=random_columns))
         return Candidate(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fewtune.tuning.ops import cost, matmul
+from fewtune.tuning.ops import cost
 from fewtune.tuning.ops.patches import Unfolded, laid_out
 from fewtune.tuning.ops.torch_linear import columns, gathered_sum
 from methods import threads
@@ -48,7 +48,7 @@ def linear_constants() -> Iterator[tuple[str, float]]:
         for width in (16, 32, 96, 256):
             kept = x[:, :width].contiguous()
             widths.append(width)
-            products.append(nanoseconds(lambda kept=kept, dy=dy: matmul.transposed_product(kept, dy)) / (n * neurons))
+            products.append(nanoseconds(lambda kept=kept, dy=dy: kept.t() @ dy) / (n * neurons))
         chosen = torch.randint(fan_in, (neurons,))
         rows = torch.randint(neurons, (neurons,)).sort().values
         for name, at in (("GATHER", None), ("GATHER_RAGGED", rows)):

@@ -24,7 +24,9 @@ def title(run: Run) -> str:
     """What a run measured and on what, as a heading."""
     settings = {key: value for key, value in run["settings"].items() if key not in ("model", "rounds")}
     told = [f"batch {settings.pop('batch')}"] if "batch" in settings else []
-    told += [f"{key} {value}" if key in ("columns", "clock") else str(value) for key, value in settings.items()]
+    told += [
+        f"{key} {value}" if key in ("columns", "clock", "library") else str(value) for key, value in settings.items()
+    ]
     return f"{run['settings']['model']}: " + ", ".join([*told, run["machine"]["device"]])
 
 

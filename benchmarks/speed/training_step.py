@@ -19,11 +19,11 @@ from statistics import median
 
 import torch
 
+import fewtune
 from methods import CLASSES, PEERS, Candidate, build, threads
 from results import add_result
 
 GPS = ("GPS K=1", "GPS K=2", "GPS K=5", "GPS K=10", "GPS K=20")
-BLAS = ("GPS K=1, BLAS", "GPS K=10, BLAS")
 PHASES = ("forward", "backward", "optimizer")
 BASES = ("full", "dense mask", "LoRA r=8", "bias-only", "frozen limit")
 
@@ -69,8 +69,7 @@ def measure(architecture: str, methods: list[str], arguments: argparse.Namespace
     for turn in range(warm_up + arguments.rounds):
         shift = turn % len(candidates)
         for candidate in candidates[shift:] + candidates[:shift]:
-            with candidate.within():
-                seconds = step_times(candidate, images, labels, now)
+            seconds = step_times(candidate, images, labels, now)
             if turn >= warm_up:
                 times[candidate.name].append(seconds)
     del candidates
@@ -91,7 +90,7 @@ def _summary(method: str, times: dict[str, list[list[float]]]) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["vit_small_patch16_224", "convnext_tiny"])
-    parser.add_argument("--methods", nargs="+", default=[*PEERS, *GPS, *BLAS])
+    parser.add_argument("--methods", nargs="+", default=[*PEERS, *GPS])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=12)
@@ -99,11 +98,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", metavar="MODE", help="torch.compile mode: default, reduce-overhead, …")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is shared")
+    parser.add_argument("--library", choices=["torch", "onednn"], default="torch", help="for matrices, of all methods")
     parser.add_argument("--random-columns", action="store_true")
     parser.add_argument("--dry", action="store_true", help="print, but record nothing")
     arguments = parser.parse_args()
     for architecture in arguments.models:
-        with threads(arguments.threads):
+        with threads(arguments.threads), fewtune.matrix_library(arguments.library):
             figures = measure(architecture, arguments.methods, arguments)
         for method, row in figures.items():
             print(f"{architecture}  {method:14s}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
@@ -114,6 +114,7 @@ def main() -> None:
                 "columns": "uniformly random" if arguments.random_columns else "as measured",
                 "mode": f"compiled ({arguments.compile})" if arguments.compile else "eager",
                 "clock": arguments.clock,
+                "library": arguments.library,
                 "rounds": arguments.rounds,
             }
             add_result("training_step", arguments.device, arguments.threads, settings, figures)

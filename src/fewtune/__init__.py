@@ -9,7 +9,7 @@ from fewtune.neurons import Role
 from fewtune.objectives import CrossEntropy, SupCon
 from fewtune.oracle import difference_importance
 from fewtune.selection import Overlap, Selection, select
-from fewtune.tuning import Tuner, attach
+from fewtune.tuning import Tuner, attach, matrix_library
 
 __version__ = version("fewtune")
 
@@ -29,6 +29,7 @@ __all__ = [
     "gradient_importance",
     "load_delta",
     "magnitude_importance",
+    "matrix_library",
     "random_importance",
     "select",
 ]

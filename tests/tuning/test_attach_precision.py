@@ -263,7 +263,7 @@ def test_moving_the_model_moves_what_is_attached_to_it() -> None:
     attach(model, choose(model))
     model.to("meta")
     for module in model.modules():
-        for slot in module._fewtune.tuned.values() if hasattr(module, "_fewtune") else ():
-            assert slot.index.is_meta
-            assert slot.places.device.type == "meta"
+        for tensor in module._fewtune.tuned.values() if hasattr(module, "_fewtune") else ():
+            assert tensor.index.is_meta
+            assert tensor.places.device.type == "meta"
     assert model(torch.randn(2, 3, 16, 16, device="meta")).is_meta

@@ -222,13 +222,15 @@ def test_detach_frees_what_was_attached(keep: bool) -> None:
     model = small_vit()
     tuner = attach(model, choose(model))
     cross_entropy_step(model, 0)
-    slots = [weakref.ref(s.index) for m in model.modules() if hasattr(m, "_fewtune") for s in m._fewtune.tuned.values()]
+    indices = [
+        weakref.ref(s.index) for m in model.modules() if hasattr(m, "_fewtune") for s in m._fewtune.tuned.values()
+    ]
     names = set(tuner.selection.places)
     values = [weakref.ref(p) for n, p in tuner.named_parameters().items() if n in names]
     before = [weakref.ref(t.before) for t in tuner._trained.values()]
     tuner.detach(keep=keep)
     gc.collect()
-    for kind in (slots, values, before):
+    for kind in (indices, values, before):
         assert kind
         assert all(ref() is None for ref in kind)
 

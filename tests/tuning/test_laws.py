@@ -97,8 +97,8 @@ class Training:
             module._parameters[attribute]
             for module in self.net.modules()
             if isinstance(module, layers.Tuned)
-            for attribute, slot in module._fewtune.tuned.items()
-            if isinstance(slot, Selected)
+            for attribute, tensor in module._fewtune.tuned.items()
+            if isinstance(tensor, Selected)
         ]
         if fault == "mask ignored":
             for weight in self.frozen:
@@ -132,22 +132,24 @@ def planted_at_attach(fault: str | None) -> Iterator[None]:
                 tuned = right(selection, name, held)
                 places, view = selection.places[name], selection.anatomy.views[name]
                 flat = (places.rows * places.fan_in + (places.columns + 1) % places.fan_in).sort().values
-                slot = held[0].module._fewtune.tuned[held[0].attribute]
+                tensor = held[0].module._fewtune.tuned[held[0].attribute]
                 shape = (places.neurons, places.fan_in)
-                slot.index = view.stored_index(flat).view(slot.index.shape)
-                slot.places = type(slot.places).of(shape, flat, groups=slot.places.groups, taps=slot.places.taps)
+                tensor.index = view.stored_index(flat).view(tensor.index.shape)
+                tensor.places = type(tensor.places).of(
+                    shape, flat, groups=tensor.places.groups, taps=tensor.places.taps
+                )
                 return tuned
 
             patch.setattr(trained, "tune_selected", shifted)
         if fault == "mask ignored":
-            patch.setattr(Selected, "hand_out", lambda self, values, frozen: frozen + 0 * values.sum())
+            patch.setattr(Selected, "with_gradient", lambda self, values, frozen: frozen + 0 * values.sum())
             patch.setattr(layers, "fast_forward", lambda base: None)
             patch.setattr(layers, "_subclass", layers._subclass.__wrapped__)
             right_rebuild = layers.tune
 
-            def tune(module: nn.Module, attribute: str, slot: Any, values: nn.Parameter) -> None:
-                right_rebuild(module, attribute, slot, values)
-                if isinstance(slot, Selected):  # hands out the frozen tensor itself, whose dense gradient is then kept
+            def tune(module: nn.Module, attribute: str, tensor: Any, values: nn.Parameter) -> None:
+                right_rebuild(module, attribute, tensor, values)
+                if isinstance(tensor, Selected):  # the frozen tensor itself, whose dense gradient is then kept
                     body = {attribute: property(lambda self, a=attribute: self._parameters[a])}
                     module.__class__ = type(type(module).__name__, (type(module),), body)
 

@@ -1,6 +1,7 @@
 """A model and a selection -> compact trainable values (Eq. 5-6)."""
 
 from fewtune.tuning.attach import attach
+from fewtune.tuning.matmul import MatrixLibrary, matrix_library
 from fewtune.tuning.tuner import Tuner
 
-__all__ = ["Tuner", "attach"]
+__all__ = ["MatrixLibrary", "Tuner", "attach", "matrix_library"]

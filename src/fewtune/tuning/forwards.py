@@ -31,27 +31,27 @@ def _saved_elsewhere(x: Tensor) -> bool:
 
 
 def _linear_forward(self: Any, x: Tensor) -> Tensor:
-    values, slot = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
-    if not recorded(values) or not _plain(x) or not _made_for(slot, 1):
+    values, tensor = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
+    if not recorded(values) or not _plain(x) or not _made_for(tensor, 1):
         return F.linear(x, self.weight, self.bias)
     weight = self._fewtune_frozen("weight")
-    return SelectedLinear.apply(x, values, weight, self.bias, slot.places, _saved_elsewhere(x))
+    return SelectedLinear.apply(x, values, weight, self.bias, tensor.places, _saved_elsewhere(x))
 
 
 def _conv_forward(self: Any, x: Tensor) -> Tensor:
-    values, slot = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
+    values, tensor = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
     stock_padding = self.padding_mode == "zeros" and not isinstance(self.padding, str)
     batched = x.ndim == len(self.kernel_size) + 2
-    stock = stock_padding and batched and _plain(x) and _made_for(slot, self.groups)
+    stock = stock_padding and batched and _plain(x) and _made_for(tensor, self.groups)
     if not recorded(values) or not stock:
         return self._conv_forward(x, self.weight, self.bias)
     weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
-    return SelectedConv.apply(x, values, weight, self.bias, slot.places, shape, _saved_elsewhere(x))
+    return SelectedConv.apply(x, values, weight, self.bias, tensor.places, shape, _saved_elsewhere(x))
 
 
-def _made_for(slot: Any, groups: int) -> bool:
-    """Whether a slot's places were made for a layer such as this: a tied weight's first owner may be another kind."""
-    return slot.view.kind == "rows" and slot.places.groups == groups
+def _made_for(tensor: Any, groups: int) -> bool:
+    """Whether a tensor's places were made for a layer such as this: a tied weight's first owner may be another kind."""
+    return tensor.view.kind == "rows" and tensor.places.groups == groups
 
 
 def _plain(x: Tensor) -> bool:

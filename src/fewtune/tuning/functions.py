@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewtune.errors import TuningError
@@ -25,13 +26,12 @@ from fewtune.tuning.ops import (
     fusible,
     linear_keep,
     linear_selected_gradient,
-    matmul,
 )
 
 Backward = Callable[[Any, Tensor], Any]
 
 
-def once(backward: Backward) -> Backward:
+def first_order(backward: Backward) -> Backward:
     """A backward pass that refuses to be differentiated, and that adds in float32 even within autocast."""
 
     @wraps(backward)
@@ -62,7 +62,7 @@ def sharded(values: Tensor) -> bool:
     return hasattr(values, "to_local")
 
 
-class Handed(torch.autograd.Function):
+class SelectedWeight(torch.autograd.Function):
     """The frozen weight, with a gradient that keeps the selected entries: for any use of a weight."""
 
     @staticmethod
@@ -71,14 +71,14 @@ class Handed(torch.autograd.Function):
         return frozen.detach()
 
     @staticmethod
-    @once
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad = grad.to_dense() if grad.is_sparse else grad
         selected = grad[torch.unravel_index(ctx.index, grad.shape)]
         return selected.to(ctx.dtype), None, None
 
 
-class HandedWhole(torch.autograd.Function):
+class MasterWeight(torch.autograd.Function):
     """The frozen half-precision tensor, with a gradient for its float32 master."""
 
     @staticmethod
@@ -87,7 +87,7 @@ class HandedWhole(torch.autograd.Function):
         return frozen.detach()
 
     @staticmethod
-    @once
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         return grad.to(ctx.dtype), None
 
@@ -102,8 +102,8 @@ def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
     return x, weight, bias if bias is None or bias.dtype is torch.float64 else bias.to(dtype)
 
 
-def own(y: Tensor) -> Tensor:
-    """The same tensor, but never a view: what a function returns may then be changed in place, as a layer's may."""
+def not_a_view(y: Tensor) -> Tensor:
+    """The same tensor, not as a view: what a function returns may then be changed in place, as a layer's output may."""
     return torch.ops.aten._unsafe_view(y, y.shape)
 
 
@@ -122,17 +122,17 @@ class SelectedLinear(torch.autograd.Function):
         ctx.places, ctx.fused, ctx.whole = places, fusible(x, cast_weight, values, bias, places), whole
         early = ctx.fused and not whole
         ctx.save_for_backward(fused_keep(x, places) if early else linear_keep(x, places, keep_whole=whole), weight)
-        return own(matmul.linear(x, cast_weight, bias))
+        return not_a_view(F.linear(x, cast_weight, bias))
 
     @staticmethod
-    @once
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         kept, weight = ctx.saved_tensors
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
         rows = dy.reshape(-1, dy.shape[-1])  # a matrix: of more dimensions, matmul makes batches where strides are odd
         dx = dv = db = None
         if ctx.needs_input_grad[0]:
-            dx = matmul.product(rows, weight.to(dy.dtype)).to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
+            dx = (rows @ weight.to(dy.dtype)).to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
         if ctx.fused:
             kept = fused_keep(kept, ctx.places) if ctx.whole else kept
             dv, db = fused_gradients(rows, kept, ctx.places)
@@ -163,14 +163,14 @@ class SelectedConv(torch.autograd.Function):
         ctx.save_for_backward(conv_keep(x, places, shape, keep_whole=whole), weight)
         ctx.places, ctx.shape, ctx.input_shape, ctx.channels_last = places, shape, x.shape, channels_last(x)
         none = [0] * len(shape.stride)
-        return own(
+        return not_a_view(
             torch.convolution(
                 x, cast_weight, bias, shape.stride, shape.padding, shape.dilation, False, none, shape.groups
             )
         )
 
     @staticmethod
-    @once
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
         kept, weight = ctx.saved_tensors
         x_dtype, values_dtype, bias_dtype = ctx.dtypes

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fewtune.errors import TuningError
 from fewtune.tuning.forwards import fast_forward
 from fewtune.tuning.functions import recorded, sharded
-from fewtune.tuning.tensors import SELECTED, Selected, Whole, write_shard
+from fewtune.tuning.tensors import SELECTED, TunedTensor, write_shard
 
 
 class Written(NamedTuple):
@@ -49,7 +49,7 @@ class Swap:
     """What a swapped module remembers. ``written``: which values were last written into the frozen tensors."""
 
     base: type[nn.Module]
-    tuned: dict[str, Selected | Whole] = field(default_factory=dict)
+    tuned: dict[str, TunedTensor] = field(default_factory=dict)
     frozen_statistics: bool = False
     written: dict[str, Written] = field(default_factory=dict)
 
@@ -57,7 +57,7 @@ class Swap:
     def kinds(self) -> Kinds:
         """What the subclass depends on, as a key."""
         statistics = (("training", STATISTICS),) if self.frozen_statistics else ()
-        return tuple((attribute, slot.suffix) for attribute, slot in self.tuned.items()) + statistics
+        return tuple((attribute, tensor.suffix) for attribute, tensor in self.tuned.items()) + statistics
 
 
 Kinds = tuple[tuple[str, str], ...]
@@ -87,8 +87,8 @@ class Tuned(nn.Module):
         return self._parameters[attribute]  # type: ignore[return-value]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        for attribute, slot in self._fewtune.tuned.items():
-            values = self._parameters[attribute + slot.suffix]
+        for attribute, tensor in self._fewtune.tuned.items():
+            values = self._parameters[attribute + tensor.suffix]
             if values is not None and fn(torch.empty(0, dtype=values.dtype)).dtype in (torch.float16, torch.bfloat16):
                 raise TuningError(
                     "the model was cast to half precision after attach, which would round the trained values: "
@@ -96,10 +96,10 @@ class Tuned(nn.Module):
                 )
         self._fewtune.written.clear()  # torch swaps no tensor that has weak references
         super()._apply(fn, recurse)
-        for attribute, slot in self._fewtune.tuned.items():
-            values = self._parameters[attribute + slot.suffix]
+        for attribute, tensor in self._fewtune.tuned.items():
+            values = self._parameters[attribute + tensor.suffix]
             assert values is not None
-            self._fewtune.tuned[attribute] = slot.to(values.device)
+            self._fewtune.tuned[attribute] = tensor.to(values.device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -111,13 +111,13 @@ class Tuned(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
         with torch.no_grad():
-            for attribute, slot in self._fewtune.tuned.items():
-                values, frozen = self._parameters[attribute + slot.suffix], self._parameters[attribute]
-                plain = prefix + attribute in state_dict and prefix + attribute + slot.suffix not in state_dict
+            for attribute, tensor in self._fewtune.tuned.items():
+                values, frozen = self._parameters[attribute + tensor.suffix], self._parameters[attribute]
+                plain = prefix + attribute in state_dict and prefix + attribute + tensor.suffix not in state_dict
                 if plain and values is not None and frozen is not None:
-                    values.copy_(slot.read(frozen))  # a plain state: its values are in the weight
+                    values.copy_(tensor.read(frozen))  # a plain state: its values are in the weight
                     if strict:
-                        missing_keys.remove(prefix + attribute + slot.suffix)
+                        missing_keys.remove(prefix + attribute + tensor.suffix)
         write_values(self)
 
     def _replicate_for_data_parallel(self) -> Any:
@@ -136,14 +136,14 @@ def _rebuild(base: type[nn.Module], kinds: Kinds) -> nn.Module:
     return module
 
 
-def _handing_out(attribute: str) -> property:
+def _trained_property(attribute: str) -> property:
     def get(self: Any) -> Tensor:
-        slot = self._fewtune.tuned[attribute]
-        values = self._parameters[attribute + slot.suffix]
+        tensor = self._fewtune.tuned[attribute]
+        values = self._parameters[attribute + tensor.suffix]
         if sharded(values):
             return self._parameters[attribute]  # FSDP asks for its parameter; it computes with whole ones
         frozen = self._fewtune_frozen(attribute)
-        return slot.hand_out(values, frozen) if recorded(values) else frozen
+        return tensor.with_gradient(values, frozen) if recorded(values) else frozen
 
     return property(get)
 
@@ -160,7 +160,8 @@ def _never_training() -> property:
 @cache
 def _subclass(base: type[nn.Module], kinds: Kinds) -> type[nn.Module]:
     body: dict[str, Any] = {
-        attribute: _never_training() if kind == STATISTICS else _handing_out(attribute) for attribute, kind in kinds
+        attribute: _never_training() if kind == STATISTICS else _trained_property(attribute)
+        for attribute, kind in kinds
     }
     forward = fast_forward(base) if ("weight", SELECTED) in kinds else None
     if forward is not None:
@@ -184,11 +185,11 @@ def swap(module: nn.Module) -> Swap:
     return swapped._fewtune
 
 
-def tune(module: nn.Module, attribute: str, slot: Selected | Whole, values: nn.Parameter) -> None:
+def tune(module: nn.Module, attribute: str, tensor: TunedTensor, values: nn.Parameter) -> None:
     """From now on ``module.attribute`` is trained through ``values``, registered on the module beside it."""
     state = swap(module)
-    module.register_parameter(attribute + slot.suffix, values)
-    state.tuned[attribute] = slot
+    module.register_parameter(attribute + tensor.suffix, values)
+    state.tuned[attribute] = tensor
     state.written[attribute] = Written.of(values)
     _set_class(module, _subclass(state.base, state.kinds))  # type: ignore[arg-type]
 
@@ -205,8 +206,8 @@ def restore(module: nn.Module) -> None:
     if not isinstance(module, Tuned):
         return
     state = module._fewtune
-    for attribute, slot in state.tuned.items():
-        del module._parameters[attribute + slot.suffix]
+    for attribute, tensor in state.tuned.items():
+        del module._parameters[attribute + tensor.suffix]
     del module.__dict__["_fewtune"]
     _set_class(module, state.base)
     SWAPPED.discard(module)
@@ -220,24 +221,24 @@ def write_values(module: nn.Module, *, changed: bool = False) -> None:
     backward pass of a forward pass done before.
     """
     if isinstance(module, Tuned):
-        for attribute, slot in module._fewtune.tuned.items():
-            values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
+        for attribute, tensor in module._fewtune.tuned.items():
+            values, frozen = module._parameters[attribute + tensor.suffix], module._parameters[attribute]
             assert values is not None
             assert frozen is not None
-            if changed or frozen.is_meta or sharded(values) or not _holds(slot, values, frozen):
+            if changed or frozen.is_meta or sharded(values) or not _holds(tensor, values, frozen):
                 _write(module, attribute)
 
 
-def _holds(slot: Selected | Whole, values: Tensor, frozen: Tensor) -> bool:
-    return torch.equal(slot.read(frozen), values.to(frozen.dtype))
+def _holds(tensor: TunedTensor, values: Tensor, frozen: Tensor) -> bool:
+    return torch.equal(tensor.read(frozen), values.to(frozen.dtype))
 
 
 @torch.no_grad()
 def _write(module: Any, attribute: str) -> None:
-    slot = module._fewtune.tuned[attribute]
-    values, frozen = module._parameters[attribute + slot.suffix], module._parameters[attribute]
+    tensor = module._fewtune.tuned[attribute]
+    values, frozen = module._parameters[attribute + tensor.suffix], module._parameters[attribute]
     if sharded(values):
-        write_shard(slot, values, frozen)
+        write_shard(tensor, values, frozen)
     else:
-        slot.write(values.detach(), frozen.detach())
+        tensor.write(values.detach(), frozen.detach())
         module._fewtune.written[attribute] = Written.of(values)

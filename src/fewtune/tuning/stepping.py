@@ -22,7 +22,7 @@ def _sync_stepped(optimizer: Optimizer) -> None:
     for module in list(SWAPPED):
         swapped: Any = module
         tuned = swapped._fewtune.tuned
-        if any(id(module._parameters[a + slot.suffix]) in stepped for a, slot in tuned.items()):
+        if any(id(module._parameters[a + tensor.suffix]) in stepped for a, tensor in tuned.items()):
             write_values(module, changed=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewtune.errors import TuningError
 from fewtune.neurons import View
-from fewtune.tuning.functions import Handed, HandedWhole
+from fewtune.tuning.functions import MasterWeight, SelectedWeight
 from fewtune.tuning.ops import SelectedPlaces
 
 SELECTED = "_selected"
@@ -46,8 +46,9 @@ class Selected:
     def to(self, device: torch.device) -> Selected:
         return Selected(self.view, self.places.to(device), self.index.to(device))
 
-    def hand_out(self, values: Tensor, frozen: Tensor) -> Tensor:
-        return Handed.apply(values, frozen, self.index)
+    def with_gradient(self, values: Tensor, frozen: Tensor) -> Tensor:
+        """The frozen weight, whose gradient at the selected places goes to the values."""
+        return SelectedWeight.apply(values, frozen, self.index)
 
 
 @dataclass(eq=False)
@@ -65,21 +66,25 @@ class Whole:
     def to(self, device: torch.device) -> Whole:
         return self
 
-    def hand_out(self, values: Tensor, frozen: Tensor) -> Tensor:
-        return HandedWhole.apply(values, frozen)
+    def with_gradient(self, values: Tensor, frozen: Tensor) -> Tensor:
+        """The frozen tensor, whose gradient goes to the master."""
+        return MasterWeight.apply(values, frozen)
 
 
-def write_shard(slot: Selected | Whole, values: Any, frozen: Any) -> None:
+TunedTensor = Selected | Whole
+
+
+def write_shard(tensor: TunedTensor, values: Any, frozen: Any) -> None:
     """`write_values` for one process's rows under FSDP2, where values and weight are sharded alike on dimension 0.
 
     Raises:
         TuningError: a ragged selection or a transposed weight, whose rows do not lie beside the weight's.
     """
     local = frozen.detach().to_local()
-    if isinstance(slot, Whole):
-        slot.write(values.detach().to_local(), local)
+    if isinstance(tensor, Whole):
+        tensor.write(values.detach().to_local(), local)
         return
-    if slot.places.k is None or slot.view.kind != "rows":
+    if tensor.places.k is None or tensor.view.kind != "rows":
         raise TuningError(
             "FSDP shards a weight and its selected values by rows, which needs the same number of connections in every "
             "neuron of a weight: select with granularity='neuron' and a whole k, and exclude transposed layers"
@@ -88,5 +93,5 @@ def write_shard(slot: Selected | Whole, values: Any, frozen: Any) -> None:
 
     shape, offset = compute_local_shape_and_global_offset(values.shape, values.device_mesh, values.placements)
     rows = slice(offset[0], offset[0] + shape[0])
-    index = slot.index[rows] - offset[0] * slot.view.fan_in
+    index = tensor.index[rows] - offset[0] * tensor.view.fan_in
     local.view(-1)[index] = values.detach().to_local().to(local.dtype)

@@ -53,14 +53,14 @@ def tune_selected(selection: Selection, name: str, held: tuple[Owner, ...]) -> T
     groups = getattr(held[0].module, "groups", 1) if view.kind == "rows" and len(view.shape) > 2 else 1
     taps = view.fan_in // view.shape[1] if view.kind == "rows" and len(view.shape) > 2 else 1
     of = SelectedPlaces.of((places.neurons, places.fan_in), places.flat, groups=groups, taps=taps, device=weight.device)
-    index = view.stored_index(places.flat).view(of.slot.shape).to(weight.device)
-    slot = Selected(view, of, index)
-    before = slot.read(weight.detach())
+    index = view.stored_index(places.flat).view(of.hot_index.shape).to(weight.device)
+    tensor = Selected(view, of, index)
+    before = tensor.read(weight.detach())
     dtype = torch.float32 if weight.dtype in HALF else weight.dtype
     values = nn.Parameter(before.to(dtype, copy=True))
     for owner in held:
-        layers.tune(owner.module, owner.attribute, slot, values)
-    return Trained(held, slot.suffix, before)
+        layers.tune(owner.module, owner.attribute, tensor, values)
+    return Trained(held, tensor.suffix, before)
 
 
 def tune_whole(held: tuple[Owner, ...]) -> Trained:

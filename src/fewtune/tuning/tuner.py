@@ -73,10 +73,10 @@ class Tuner:
         """The tuned model's state without anything of fewtune: loads strictly into the plain model."""
         self._must_be_attached()
         added = {
-            f"{prefix}{'.' if prefix else ''}{attribute}{slot.suffix}"
+            f"{prefix}{'.' if prefix else ''}{attribute}{tensor.suffix}"
             for prefix, module in self.model.named_modules(remove_duplicate=False)
             if isinstance(module, Tuned)
-            for attribute, slot in module._fewtune.tuned.items()
+            for attribute, tensor in module._fewtune.tuned.items()
         }
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in added}
 

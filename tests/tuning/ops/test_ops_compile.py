@@ -12,11 +12,12 @@ from torch import Tensor
 from fewtune.tuning.ops import (
     ConvShape,
     SelectedPlaces,
+    conv,
     conv_keep,
     conv_selected_gradient,
+    linear,
     linear_keep,
     linear_selected_gradient,
-    operators,
     reference,
 )
 
@@ -78,7 +79,7 @@ def _fresh() -> None:
 def test_a_linear_layer_compiles_whole(selection: str, backend: str) -> None:
     places = SelectedPlaces.of((30, 20), flat_index(30, 20, selection))
     weight = torch.randn(30, 20)
-    values = torch.zeros(places.slot.shape, requires_grad=True)
+    values = torch.zeros(places.hot_index.shape, requires_grad=True)
 
     def layer(x: Tensor, values: Tensor) -> Tensor:
         return Linear.apply(x, values, weight, places)
@@ -97,7 +98,7 @@ def test_a_convolution_compiles_whole(selection: str, backend: str, last: bool, 
     fan_in = 6 // groups * 9
     places = SelectedPlaces.of((8, fan_in), flat_index(8, fan_in, selection), groups=groups, taps=9)
     weight = torch.randn(8, 6 // groups, 3, 3)
-    values = torch.zeros(places.slot.shape, requires_grad=True)
+    values = torch.zeros(places.hot_index.shape, requires_grad=True)
 
     def layer(x: Tensor, values: Tensor) -> Tensor:
         return Conv.apply(x, values, weight, places, shape)
@@ -112,15 +113,15 @@ def test_a_convolution_compiles_whole(selection: str, backend: str, last: bool, 
 def test_operators_are_registered_correctly(selection: str) -> None:
     places = SelectedPlaces.of((7, 12), flat_index(7, 12, selection))
     dy, x = torch.randn(9, 7, requires_grad=True), torch.randn(9, 12, requires_grad=True)
-    rest = (places.slot, places.rows, places.hot, places.common, places.rare, places.rare_rows)
-    torch.library.opcheck(operators._operator, (dy, x, *rest))
+    rest = (places.hot_index, places.rows, places.hot, places.common, places.rare, places.rare_rows)
+    torch.library.opcheck(linear._operator, (dy, x, *rest))
     shape = ConvShape((2, 3), (1, 1), (0, 1), (1, 1), 1)
     conv_places = SelectedPlaces.of((7, 12), flat_index(7, 12, selection), taps=6)
     dy, x = torch.randn(3, 7, 4, 5), torch.randn(3, 2, 5, 5)
     where = (conv_places.hot // 6, conv_places.hot_tap)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(
-        operators._conv_operator, (dy, x, conv_places.slot, conv_places.rows, *where, *shape), test_utils=tests
+        conv._operator, (dy, x, conv_places.hot_index, conv_places.rows, *where, *shape), test_utils=tests
     )
 
 

@@ -112,7 +112,7 @@ def test_every_way_and_many_blocks(kind: str, selection: str, way: str, monkeypa
         places = places_of(kind, selection)
         for last in (False, True):
             x, dy = tensors(kind, torch.float32, last, last)
-            column = (places.slot, places.rows, places.hot // places.taps, places.hot_tap)
+            column = (places.hot_index, places.rows, places.hot // places.taps, places.hot_tap)
             got = torch_conv.selected_gradient(dy, x, *column, *conv)
             expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
             assert_close(got, expected, torch.float32)
@@ -138,13 +138,13 @@ def test_products_as_pointwise_convolutions(
     x, dy = tensors(kind, torch.float32, False, False)
     expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
     channel, tap = places.hot // places.taps, places.hot_tap
-    got = torch_conv.selected_gradient(dy, x, places.slot, places.rows, channel, tap, *conv)
+    got = torch_conv.selected_gradient(dy, x, places.hot_index, places.rows, channel, tap, *conv)
     assert_close(got, expected, torch.float32)
     unfolded = patches.Unfolded.of(x, *conv[:4])
     kept = unfolded.columns(unfolded.offsets(channel, tap))
     assert len(used) > 0
     used.clear()
-    got = torch_conv.selected_gradient(dy, kept, places.slot, places.rows, None, None, *conv)
+    got = torch_conv.selected_gradient(dy, kept, places.hot_index, places.rows, None, None, *conv)
     assert_close(got, expected, torch.float32)
     assert len(used) == (1 if not patches.channels_last(kept) else 0)  # all images at once: nothing is copied
 
@@ -167,7 +167,7 @@ def test_awkward_gradients_and_empty_batch(kind: str) -> None:
     got = conv_selected_gradient(dy, conv_keep(crooked, places, conv), places, conv, x.shape)
     assert_close(got, reference.conv_selected_gradient(dy.double(), x.double(), places, *conv), x.dtype)
     empty = conv_selected_gradient(dy[:0], conv_keep(x[:0], places, conv), places, conv, x[:0].shape)
-    assert torch.equal(empty, torch.zeros(places.slot.shape))
+    assert torch.equal(empty, torch.zeros(places.hot_index.shape))
 
 
 @pytest.mark.parametrize("selection", ["two", "few"])

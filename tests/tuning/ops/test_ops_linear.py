@@ -96,7 +96,7 @@ def test_every_way_and_many_blocks(
     monkeypatch.setattr(torch_linear, "BLOCK", 512)  # several blocks of neurons, of connections and of rows
     places = uniform(300, 40, 3) if selection == "uniform" else ragged(300, 40, 1000)
     x, dy = torch.randn(700, 40).to(dtype), torch.randn(700, 300).to(dtype)
-    got = way(dy, x, places.hot[places.slot], places.rows)  # type: ignore[operator]
+    got = way(dy, x, places.hot[places.hot_index], places.rows)  # type: ignore[operator]
     assert_close(got, reference.linear_selected_gradient(dy.double(), x.double(), places), dtype)
 
 
@@ -107,7 +107,7 @@ def test_columns_that_few_neurons_use_are_computed_one_by_one(dtype: torch.dtype
     places = uneven(even)
     assert 0 < places.common < places.hot.numel()
     assert places.rare.numel() > 0
-    used = places.hot[places.slot].flatten()
+    used = places.hot[places.hot_index].flatten()
     assert set(used[places.rare].tolist()).isdisjoint(places.hot[: places.common].tolist())
     rows = torch.arange(1500).repeat_interleave(3)[: places.nnz]
     assert torch.equal(places.rare_rows, rows[places.rare])
@@ -215,20 +215,20 @@ def test_places_describe_the_selection() -> None:
     assert places.nnz == 4
     assert places.columns.tolist() == [[1, 3], [1, 4]]
     assert places.hot.tolist() == [1, 3, 4]  # the most used first
-    assert places.slot.tolist() == [[0, 1], [0, 2]]
+    assert places.hot_index.tolist() == [[0, 1], [0, 2]]
     uneven = SelectedPlaces.of((3, 5), flat)
     assert uneven.k is None
     assert uneven.rows is not None
     assert uneven.rows.tolist() == [0, 0, 1, 1]
     assert uneven.columns.tolist() == [1, 3, 1, 4]
-    assert uneven.hot[uneven.slot].tolist() == [1, 3, 1, 4]
+    assert uneven.hot[uneven.hot_index].tolist() == [1, 3, 1, 4]
 
 
 def test_places_of_a_grouped_convolution_count_columns_over_all_groups() -> None:
     # 4 neurons in 2 groups, 2 channels a group, 3 taps: neuron 2 belongs to the second group.
     places = SelectedPlaces.of((4, 6), torch.tensor([4, 6 + 4, 12 + 4, 18 + 5]), groups=2, taps=3)
     assert places.hot.tolist() == [4, 6 + 4, 6 + 5]
-    assert places.slot.flatten().tolist() == [0, 0, 1, 2]
+    assert places.hot_index.flatten().tolist() == [0, 0, 1, 2]
     assert places.hot_channels.tolist() == [1, 3]
     assert places.hot_channel.tolist() == [0, 1, 1]
     assert places.hot_tap.tolist() == [1, 1, 2]
@@ -238,7 +238,7 @@ def test_places_of_a_grouped_convolution_count_columns_over_all_groups() -> None
 def test_places_copy_pickle_and_move() -> None:
     places = uniform(6, 9, 2)
     for other in (copy.deepcopy(places), pickle.loads(pickle.dumps(places))):
-        assert torch.equal(other.slot, places.slot)
+        assert torch.equal(other.hot_index, places.hot_index)
         assert torch.equal(other.hot, places.hot)
     assert places.to("cpu") is places
-    assert places.to("meta").slot.device.type == "meta"
+    assert places.to("meta").hot_index.device.type == "meta"

@@ -6,7 +6,6 @@ into the values' gradient. `fused_keep` and `fused_gradients` are the same for a
 gradient with it. `reference.py` holds the slow, obvious form of all.
 """
 
-from fewtune.tuning.ops import matmul
 from fewtune.tuning.ops.conv import ConvShape, conv_keep, conv_selected_gradient
 from fewtune.tuning.ops.fused import fused_gradients, fused_keep, fusible
 from fewtune.tuning.ops.linear import linear_keep, linear_selected_gradient
@@ -24,5 +23,4 @@ __all__ = [
     "fusible",
     "linear_keep",
     "linear_selected_gradient",
-    "matmul",
 ]

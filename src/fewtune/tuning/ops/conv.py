@@ -2,7 +2,8 @@
 
 A convolution is a linear layer over its unfolded input: position p of image n gives the row X[(n, p), column], and
 column = channel * taps + tap. Only the hot columns of that matrix are ever formed, from a padded input, of which each
-column is a strided view at an offset of its own (`patches.py`).
+column is a strided view at an offset of its own (`patches.py`). The gradient is a custom operator too, as that of a
+linear layer is (`linear.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewtune.tuning.ops import patches
-from fewtune.tuning.ops.linear import KEEP_SHARE, linear_selected_gradient
-from fewtune.tuning.ops.operators import conv_gradient, selected_gradient
+from fewtune.tuning.ops import patches, torch_conv
+from fewtune.tuning.ops.cost import KEEP_SHARE
+from fewtune.tuning.ops.linear import hot_columns_gradient, linear_selected_gradient
 from fewtune.tuning.ops.places import SelectedPlaces
+from fewtune.tuning.ops.torch_linear import accumulator
 
 
 class ConvShape(NamedTuple):
@@ -55,7 +57,7 @@ def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole
 
     Returns:
         The smallest of: `x` itself; its hot channels [N, C, *size]; the hot columns of the unfolded input
-        [N, H, *positions]. The last two are own tensors, kept where they are at most KEEP_SHARE of `x`, and not
+        [N, H, *positions]. The last two are copies, kept where they are at most KEEP_SHARE of `x`, and not
         where `keep_whole`. All keep the memory format of `x`.
     """
     if x.ndim == len(shape.kernel_size) + 1:
@@ -104,9 +106,26 @@ def conv_selected_gradient(
         # Columns that lie last in memory are those of a linear layer whose rows are (image, position).
         dy, x = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad_output, kept))
         if form == "columns":
-            return selected_gradient(dy, x, places, None)
+            return hot_columns_gradient(dy, x, places)
         return linear_selected_gradient(dy, x, places)
-    if form == "columns":
-        return conv_gradient(grad_output, kept, places.slot, places.rows, None, None, *shape)
-    channel = places.hot_channel if form == "channels" else places.hot // places.taps
-    return conv_gradient(grad_output, kept, places.slot, places.rows, channel, places.hot_tap, *shape)
+    channel: Tensor | None
+    tap: Tensor | None
+    match form:
+        case "columns":
+            channel, tap = None, None
+        case "channels":
+            channel, tap = places.hot_channel, places.hot_tap
+        case _:
+            channel, tap = places.hot // places.taps, places.hot_tap
+    function = _operator if torch.compiler.is_compiling() else torch_conv.selected_gradient
+    return function(grad_output, kept, places.hot_index, places.rows, channel, tap, *shape)
+
+
+_operator = torch.library.custom_op(
+    "fewtune::conv_selected_gradient", torch_conv.selected_gradient, mutates_args=()
+)  # fmt: skip
+
+
+@_operator.register_fake
+def _(dy: Tensor, kept: Tensor, hot_index: Tensor, *others: object) -> Tensor:
+    return dy.new_empty(hot_index.shape, dtype=accumulator(dy, kept))

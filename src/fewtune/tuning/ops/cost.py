@@ -18,7 +18,7 @@ LANES = 16
 # X^T dY of X [N, W] and dY [N, O]: each element of dY is read once (FIXED) and multiplied W times.
 PRODUCT_FIXED = 0.1
 PRODUCT = 0.0047
-# sum_n dY[n, o] X[n, slot[o]]: gather, multiply and add, for each connection and each n; the same where the rows of
+# sum_n dY[n, o] X[n, column[o]]: gather, multiply and add, for each connection and each n; the same where the rows of
 # a ragged selection are gathered from dY too; and in a convolution whose channels lie first or last in memory.
 GATHER = 0.29
 GATHER_RAGGED = 0.57

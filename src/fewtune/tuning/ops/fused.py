@@ -1,7 +1,7 @@
 """Weight and bias gradient of a linear layer from one product, on a CPU in one dtype: the way of nearly every layer.
 
 The forward pass keeps X' = [1, hot columns of x], so that P = dY^T X' holds the bias gradient in its first column and
-dV[o, k] = P[o, 1 + slot[o, k]]: dY, the largest tensor of the layer, is read once for both. X' is as wide as the
+dV[o, k] = P[o, 1 + hot_index[o, k]]: dY, the largest tensor of the layer, is read once for both. X' is as wide as the
 library computes fast (a multiple of `cost.LANES`); columns that fill it up repeat a hot one and are never read.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtune.tuning.ops import matmul
 from fewtune.tuning.ops.places import SelectedPlaces
 from fewtune.tuning.ops.torch_linear import BLOCK, columns, gathered_sum
 
@@ -31,7 +30,7 @@ def fused_keep(x: Tensor, places: SelectedPlaces) -> Tensor:
 
 
 def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[Tensor, Tensor]:
-    """The gradients of a layer's selected connections, shaped as `places.slot`, and of its bias, [neurons].
+    """The gradients of a layer's selected connections, shaped as `places.hot_index`, and of its bias, [neurons].
 
     Args:
         dy: dL/dy, [N, neurons].
@@ -43,7 +42,7 @@ def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[T
     blocks = [_product(dy, first, places, start, start + step) for start in range(0, places.neurons, step)]
     dv, db = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*blocks, strict=True))
     if places.rare.numel():
-        others = gathered_sum(dy, kept, places.rare_slot, dv.dtype, places.rare_rows)
+        others = gathered_sum(dy, kept, places.rare_column, dv.dtype, places.rare_rows)
         dv.view(-1).index_copy_(0, places.rare, others)
     return dv, db
 
@@ -51,9 +50,9 @@ def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[T
 def _product(dy: Tensor, x: Tensor, places: SelectedPlaces, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """The same of neurons start to stop, the rare connections' entries arbitrary."""
     stop = min(stop, places.neurons)
-    product = matmul.transposed_product(x, dy[:, start:stop])
+    product = x.t() @ dy[:, start:stop]
     db = product[0].clone()  # a view would keep the whole product as long as the gradient
     if places.rows is None:
-        return product.gather(0, places.product_slot[start:stop].t()).t().contiguous(), db
+        return product.gather(0, places.product_column[start:stop].t()).t().contiguous(), db
     inside = slice(*torch.searchsorted(places.rows, torch.tensor([start, stop])).tolist())
-    return product[places.product_slot[inside], places.rows[inside] - start], db
+    return product[places.product_column[inside], places.rows[inside] - start], db

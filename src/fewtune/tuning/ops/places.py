@@ -16,7 +16,7 @@ class SelectedPlaces:
     """The selected connections of one weight seen as a matrix [neurons, fan_in].
 
     Made by `SelectedPlaces.of`. A plain value: neither a module nor a buffer, so that nothing broadcasts,
-    averages or saves it. Values belong to connections in the order of `slot`: neuron by neuron, by column.
+    averages or saves it. Values belong to connections in the order of `hot_index`: neuron by neuron, by column.
 
     A hot column is one that some neuron selected. Real selections use them very unevenly: with K = 1, eight columns of
     a ViT's layer serve nine neurons in ten. The first `common` hot columns are used by enough neurons for a dense
@@ -31,12 +31,12 @@ class SelectedPlaces:
         taps: kernel positions of a convolution (1 for a linear layer); column = channel in group * taps + tap.
         rows: [nnz] neuron of each connection where neurons have different numbers of them; else None.
         hot: [H] distinct hot columns, the most used first.
-        slot: position in `hot` of each connection's column: [neurons, K], or [nnz] with `rows`.
+        hot_index: position in `hot` of each connection's column: [neurons, K], or [nnz] with `rows`.
         common: how many of the hot columns a dense product is worth.
-        rare: [R] which connections (positions in the flattened `slot`) have another column than those.
+        rare: [R] which connections (positions in the flattened `hot_index`) have another column than those.
         rare_rows: [R] their neurons, ascending.
-        rare_slot: [R] 1 + their position in `hot`.
-        product_slot: 1 + `slot`, at most product_width - 1; shaped as `slot`.
+        rare_column: [R] 1 + their position in `hot`: the column of X' in `fused.py`.
+        product_column: 1 + `hot_index`, at most product_width - 1; shaped as `hot_index`.
         product_width: of `fused.py`: the ones and the common columns, filled up to a multiple of `cost.LANES`.
         columns_kept: of `fused.py`: what is gathered for the ones, the hot columns and what fills them up; None where
             that would be nearly all of the input.
@@ -51,12 +51,12 @@ class SelectedPlaces:
     taps: int
     rows: Tensor | None
     hot: Tensor
-    slot: Tensor
+    hot_index: Tensor
     common: int
     rare: Tensor
     rare_rows: Tensor
-    rare_slot: Tensor
-    product_slot: Tensor
+    rare_column: Tensor
+    product_column: Tensor
     product_width: int
     columns_kept: Tensor | None
     hot_channels: Tensor
@@ -95,11 +95,11 @@ class SelectedPlaces:
         form = (neurons, -1) if uniform else (-1,)
 
         group = torch.div(rows, neurons // groups, rounding_mode="floor")
-        hot, slot, uses = torch.unique(group * fan_in + columns, return_inverse=True, return_counts=True)
+        hot, hot_index, uses = torch.unique(group * fan_in + columns, return_inverse=True, return_counts=True)
         uses, order = uses.sort(descending=True, stable=True)
-        hot, slot = hot[order], order.argsort()[slot]
+        hot, hot_index = hot[order], order.argsort()[hot_index]
         common = cost.worth_a_product(uses, neurons)
-        rare = (slot >= common).nonzero().squeeze(1)
+        rare = (hot_index >= common).nonzero().squeeze(1)
         width, whole = cost.filled(1 + common), cost.filled(1 + len(hot))
         kept = torch.cat([hot[:1], hot, hot[:1].expand(whole - 1 - len(hot))])
         channels = torch.div(hot, taps, rounding_mode="floor")
@@ -111,12 +111,12 @@ class SelectedPlaces:
             taps=taps,
             rows=None if uniform else rows,
             hot=hot,
-            slot=slot.view(form),
+            hot_index=hot_index.view(form),
             common=common,
             rare=rare,
             rare_rows=rows[rare],
-            rare_slot=1 + slot[rare],
-            product_slot=(1 + slot).clamp(max=width - 1).view(form),
+            rare_column=1 + hot_index[rare],
+            product_column=(1 + hot_index).clamp(max=width - 1).view(form),
             product_width=width,
             columns_kept=kept if groups == taps == 1 and whole <= cost.KEEP_SHARE * fan_in else None,
             hot_channels=hot_channels,
@@ -128,22 +128,22 @@ class SelectedPlaces:
     @property
     def k(self) -> int | None:
         """Connections per neuron where it is the same number everywhere, else None."""
-        return self.slot.shape[1] if self.rows is None else None
+        return self.hot_index.shape[1] if self.rows is None else None
 
     @property
     def columns(self) -> Tensor:
-        """Column of each connection, within its group's fan_in; shaped as `slot`."""
-        return self.hot[self.slot] % self.fan_in
+        """Column of each connection, within its group's fan_in; shaped as `hot_index`."""
+        return self.hot[self.hot_index] % self.fan_in
 
     @property
     def nnz(self) -> int:
         """Number of selected connections."""
-        return self.slot.numel()
+        return self.hot_index.numel()
 
     @property
     def device(self) -> torch.device:
         """Where the index tensors lie."""
-        return self.slot.device
+        return self.hot_index.device
 
     def to(self, device: torch.device | str) -> SelectedPlaces:
         """The same places with every index tensor on `device`; itself where they lie there already."""

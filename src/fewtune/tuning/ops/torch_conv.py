@@ -25,7 +25,7 @@ BLOCK_OFF_CPU = 2**26
 def selected_gradient(
     dy: Tensor,
     kept: Tensor,
-    slot: Tensor,
+    hot_index: Tensor,
     rows: Tensor | None,
     channel: Tensor | None,
     tap: Tensor | None,
@@ -40,39 +40,39 @@ def selected_gradient(
     Args:
         dy: [N, O, *positions], any memory format.
         kept: the input or some of its channels [N, C, *size], or its hot columns [N, H, *positions].
-        slot: [O, K] hot column of each connection, or [nnz] with `rows`.
+        hot_index: [O, K] position among the hot columns of each connection's column, or [nnz] with `rows`.
         rows: [nnz] neuron of each connection where neurons have different numbers of connections.
         channel, tap: [H] of each hot column: its position among the kept channels, and its kernel position;
             None where `kept` holds the hot columns themselves.
         kernel_size, stride, padding, dilation, groups: of the convolution.
 
     Returns:
-        Shaped as `slot`; float32 for half-precision inputs (accumulated in float32), else the inputs' dtype.
+        Shaped as `hot_index`; float32 for half-precision inputs (accumulated in float32), else the inputs' dtype.
     """
     if dy.numel() == 0:
-        return dy.new_zeros(slot.shape, dtype=accumulator(dy, kept))
+        return dy.new_zeros(hot_index.shape, dtype=accumulator(dy, kept))
     last = channels_last(kept)
     n, neurons = dy.shape[0] * math.prod(dy.shape[2:]), dy.shape[1]
     hot = kept.shape[1] if channel is None else channel.numel()
     copied = 0.0 if channel is None else cost.columns(n, hot)
     costs = {_by_product: copied + cost.product(n, neurons, hot) if groups == 1 else math.inf}
     if dy.device.type == "cpu":
-        costs[_by_gather] = cost.conv_gather(n, slot.numel(), ragged=rows is not None, channels_last=last)
+        costs[_by_gather] = cost.conv_gather(n, hot_index.numel(), ragged=rows is not None, channels_last=last)
     elif groups > 1 and channel is None:
         costs[_by_gather] = 0.0
     if channel is not None and tap is not None:
         fan_in = kept.shape[1] // groups * math.prod(kernel_size)
         library = cost.library(n, neurons, fan_in, groups, channels_last=last)
         if library <= min(costs.values()):
-            position = channel % (kept.shape[1] // groups) * math.prod(kernel_size) + tap
+            column = channel % (kept.shape[1] // groups) * math.prod(kernel_size) + tap
             numbers = (kernel_size, stride, padding, dilation, groups)
-            return _by_library(dy, kept, position[slot], rows, *numbers)
+            return _by_library(dy, kept, column[hot_index], rows, *numbers)
         unfolded = Unfolded.of(kept, kernel_size, stride, padding, dilation)
         view, offsets = unfolded.view, unfolded.offsets(channel, tap)
     else:
         view, offsets = laid_out(kept, last), None
     cheapest = min(costs, key=costs.__getitem__)
-    return cheapest(laid_out(dy, last), view, offsets, slot, rows, last)
+    return cheapest(laid_out(dy, last), view, offsets, hot_index, rows, last)
 
 
 def _by_library(
@@ -118,9 +118,9 @@ def _images_at_once(dy: Tensor, elements: int) -> int:
 
 
 def _by_product(
-    dy: Tensor, view: Tensor, offsets: Tensor | None, slot: Tensor, rows: Tensor | None, last: bool
+    dy: Tensor, view: Tensor, offsets: Tensor | None, hot_index: Tensor, rows: Tensor | None, last: bool
 ) -> Tensor:
-    """dV = (U^T dY)[slot, o] of the hot columns U, added up over blocks of images."""
+    """dV = (U^T dY)[hot_index, o] of the hot columns U, added up over blocks of images."""
     dtype = accumulator(dy, view)
     hot = view.shape[1] if offsets is None else offsets.numel()
     neurons, positions = dy.shape[1], math.prod(dy.shape[2:])
@@ -143,7 +143,7 @@ def _by_product(
             total.addmm_(u[0], d[0].t())
         else:
             total += torch.bmm(u, d.mT).sum(0)
-    return total.gather(0, slot.t()).t().contiguous() if rows is None else total[slot, rows]
+    return total.gather(0, hot_index.t()).t().contiguous() if rows is None else total[hot_index, rows]
 
 
 def _pointwise_is_faster(dy: Tensor, dtype: torch.dtype, hot: int) -> bool:
@@ -159,10 +159,10 @@ def _pointwise_gradient(dy: Tensor, u: Tensor) -> Tensor:
 
 
 def _by_gather(
-    dy: Tensor, view: Tensor, offsets: Tensor | None, slot: Tensor, rows: Tensor | None, last: bool
+    dy: Tensor, view: Tensor, offsets: Tensor | None, hot_index: Tensor, rows: Tensor | None, last: bool
 ) -> Tensor:
-    """dV = sum U[:, slot] dY for one connection of every neuron at a time, over blocks of images."""
-    columns = slot if offsets is None else offsets[slot]
+    """dV = sum U[:, hot_index] dY for one connection of every neuron at a time, over blocks of images."""
+    columns = hot_index if offsets is None else offsets[hot_index]
     if rows is None:
         return torch.stack([_gathered_sum(dy, view, column, None, last) for column in columns.unbind(1)], 1)
     step = max(1, _images_at_once(dy, math.prod(dy.shape[2:])))

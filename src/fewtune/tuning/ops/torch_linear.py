@@ -1,12 +1,12 @@
 """The selected weight gradient of two matrices in plain torch: dV[o, k] = sum_n dY[n, o] X[n, column[o, k]].
 
-The cheapest by `cost.py` of three ways:
+Three ways, of which `linear.py` takes the cheapest by `cost.py`; off the CPU always the product:
 
-    mixed     P = X^T dY over the columns that many neurons use, then P[slot[o, k], o]; the rest as in `gather`
+    product   P = X^T dY over all columns of what was kept, then P[column[o, k], o]
     gather    for each connection: gather its column, multiply by dY, add over n
-    dense     P = X^T dY over all columns of the whole input, then P[column[o, k], o]
+    mixture   a product over the columns that many neurons use, the rest by gather
 
-All work in blocks, so neither a whole dense gradient nor a gathered copy of the batch ever exists at once.
+All work in blocks, so neither a whole dense gradient nor a gathered copy of the batch ever exists.
 """
 
 from __future__ import annotations
@@ -14,54 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtune.tuning.ops import cost, matmul
-
 # Elements of one intermediate block: large enough to hide the cost of a call, small enough to be re-used by the
 # allocator and to stay in cache (4 MB in float32).
 BLOCK = 2**20
-
-
-def selected_gradient(
-    dy: Tensor,
-    x: Tensor,
-    slot: Tensor,
-    rows: Tensor | None,
-    hot: Tensor | None,
-    common: int,
-    rare: Tensor,
-    rare_rows: Tensor,
-) -> Tensor:
-    """dV of dY [N, O] and the columns X that were kept.
-
-    Args:
-        dy: [N, O].
-        x: [N, H] hot columns, or [N, fan_in], the whole input, with `hot`.
-        slot: [O, K] position among the hot columns for each connection, or [nnz] with `rows`.
-        rows: [nnz] neuron of each connection, ascending, where neurons have different numbers of connections.
-        hot: [H] hot columns, where `x` is the whole input.
-        common, rare, rare_rows: see `SelectedPlaces`.
-
-    Returns:
-        Shaped as `slot`; float32 for half-precision inputs (accumulated in float32), else the inputs' dtype.
-    """
-    n, neurons = dy.shape
-    column = slot if hot is None else hot[slot]
-    dense = cost.product(n, neurons, x.shape[1])
-    if dy.device.type != "cpu":  # where products are cheap and every call costs a launch
-        return by_product(dy, x, column, rows)
-    copied = 0.0 if hot is None else cost.columns(n, common)
-    mixed = copied + cost.product(n, neurons, common) + cost.rare(n, neurons, rare.numel())
-    gathered = cost.gather(n, slot.numel(), ragged=rows is not None)
-    if gathered <= min(mixed, dense):
-        return by_gather(dy, x, column, rows)
-    if dense < mixed:
-        return by_product(dy, x, column, rows)
-    first = x[:, :common] if hot is None else columns(x, hot[:common])
-    gradient = by_product(dy, first, slot.clamp(max=max(common - 1, 0)), rows)
-    if not rare.numel():
-        return gradient
-    others = gathered_sum(dy, x, column.flatten()[rare], gradient.dtype, rare_rows)
-    return gradient.flatten().index_copy(0, rare, others).view_as(gradient)
 
 
 def accumulator(*tensors: Tensor) -> torch.dtype:
@@ -72,40 +27,41 @@ def accumulator(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def by_product(dy: Tensor, x: Tensor, slot: Tensor, rows: Tensor | None) -> Tensor:
-    """As `selected_gradient`: dense products over a block of neurons, gathered at once."""
-    neurons, width = dy.shape[1], x.shape[1]
+def by_product(dy: Tensor, x: Tensor, column: Tensor, rows: Tensor | None) -> Tensor:
+    """P = X^T dY, then P[column[o, k], o]: over blocks of neurons, each gathered at once.
+
+    Args:
+        dy: [N, O].
+        x: [N, W] of the input's columns.
+        column: [O, K] column of `x` for each connection, or [nnz] with `rows`.
+        rows: [nnz] neuron of each connection, ascending, where neurons have different numbers of connections.
+
+    Returns:
+        Shaped as `column`; float32 for half-precision inputs (accumulated in float32), else the inputs' dtype.
+    """
+    neurons, width, dtype = dy.shape[1], x.shape[1], accumulator(dy, x)
     if not width:
-        return dy.new_zeros(slot.shape, dtype=accumulator(dy, x))
+        return dy.new_zeros(column.shape, dtype=dtype)
     step = max(128, BLOCK // width)
-    if step >= neurons:
-        return _pick(_transposed_product(x, dy), slot, rows, 0)
-    if rows is None:
-        blocks = [
-            _pick(_transposed_product(x, dy[:, first : first + step]), slot[first : first + step], None, 0)
-            for first in range(0, neurons, step)
-        ]
-        return torch.cat(blocks)
-    gradient = dy.new_zeros(slot.shape, dtype=accumulator(dy, x))
+    blocks, gradient = [], dy.new_zeros(column.shape, dtype=dtype) if rows is not None and step < neurons else None
     for first in range(0, neurons, step):
-        block = _transposed_product(x, dy[:, first : first + step])
-        inside = (rows >= first) & (rows < first + step)
-        gradient = torch.where(inside, _pick(block, slot, rows, first), gradient)
-    return gradient
+        block = dy if step >= neurons else dy[:, first : first + step]
+        # Of the two orders this one is the faster for few columns.
+        product = x.t() @ block if x.dtype == block.dtype == dtype else _mixed_product(x, block, dtype)
+        if rows is None:
+            blocks.append(product.gather(0, column[first : first + step].t()).t().contiguous())
+        elif gradient is None:
+            return product[column, rows]
+        else:
+            picked = product[column, (rows - first).clamp(0, product.shape[1] - 1)]
+            gradient = torch.where((rows >= first) & (rows < first + step), picked, gradient)
+    if gradient is not None:
+        return gradient
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _pick(product: Tensor, slot: Tensor, rows: Tensor | None, first: int) -> Tensor:
-    """product[slot, neuron - first] of a [W, neurons] product; entries of other neurons are arbitrary."""
-    if rows is None:
-        return product.gather(0, slot.t()).t().contiguous()
-    return product[slot, (rows - first).clamp(0, product.shape[1] - 1)]
-
-
-def _transposed_product(x: Tensor, dy: Tensor) -> Tensor:
-    """X^T dY [W, O]. Of the two orders this one is the faster for few columns."""
-    dtype = accumulator(dy, x)
-    if x.dtype == dy.dtype == dtype:
-        return matmul.transposed_product(x, dy)
+def _mixed_product(x: Tensor, dy: Tensor, dtype: torch.dtype) -> Tensor:
+    """X^T dY [W, O] of half-precision matrices, added in `dtype`."""
     if x.is_cuda and x.dtype == dy.dtype:
         return torch.mm(x.t(), dy, out_dtype=dtype)
     total = x.new_zeros(x.shape[1], dy.shape[1], dtype=dtype)
@@ -115,32 +71,58 @@ def _transposed_product(x: Tensor, dy: Tensor) -> Tensor:
     return total
 
 
-def by_gather(dy: Tensor, x: Tensor, slot: Tensor, rows: Tensor | None) -> Tensor:
-    """As `selected_gradient`: gather, multiply and add over n, in blocks of n and of connections."""
+def by_mixture(
+    dy: Tensor,
+    x: Tensor,
+    common: Tensor,
+    hot_index: Tensor,
+    rows: Tensor | None,
+    rare_column: Tensor,
+    rare: Tensor,
+    rare_rows: Tensor,
+) -> Tensor:
+    """`by_product` over the common columns; the rare connections one by one.
+
+    Args:
+        dy, x: [N, O] and [N, W].
+        common: [N, C] the common columns.
+        hot_index, rows: [O, K] position among the common columns, anything from C on for rare connections; or [nnz].
+        rare_column: [R] column of `x` for each rare connection.
+        rare, rare_rows: see `SelectedPlaces`.
+    """
+    gradient = by_product(dy, common, hot_index.clamp(max=max(common.shape[1] - 1, 0)), rows)
+    if not rare.numel():
+        return gradient
+    others = gathered_sum(dy, x, rare_column, gradient.dtype, rare_rows)
+    return gradient.flatten().index_copy(0, rare, others).view_as(gradient)
+
+
+def by_gather(dy: Tensor, x: Tensor, column: Tensor, rows: Tensor | None) -> Tensor:
+    """Gather, multiply and add over n, in blocks of n and of connections; arguments as in `by_product`."""
     dtype = accumulator(dy, x)
     if rows is None:
-        sums = [gathered_sum(dy, x, slot[:, k], dtype) for k in range(slot.shape[1])]
+        sums = [gathered_sum(dy, x, column[:, k], dtype) for k in range(column.shape[1])]
         return torch.stack(sums, 1)
     step = max(1, 4 * BLOCK // max(1, min(x.shape[0], 2048)))
     sums = [
-        gathered_sum(dy, x, slot[first : first + step], dtype, rows[first : first + step])
-        for first in range(0, slot.numel(), step)
+        gathered_sum(dy, x, column[first : first + step], dtype, rows[first : first + step])
+        for first in range(0, column.numel(), step)
     ]
     return torch.cat(sums)
 
 
-def gathered_sum(dy: Tensor, x: Tensor, slot: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
-    """sum_n dY[n, o] X[n, slot[o]], or sum_n dY[n, rows[i]] X[n, slot[i]]: [len(slot)]."""
-    total = dy.new_zeros(slot.shape, dtype=dtype)
-    step = max(256, 2 * BLOCK // slot.numel())
+def gathered_sum(dy: Tensor, x: Tensor, column: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
+    """sum_n dY[n, o] X[n, column[o]], or sum_n dY[n, rows[i]] X[n, column[i]]: [len(column)]."""
+    total = dy.new_zeros(column.shape, dtype=dtype)
+    step = max(256, 2 * BLOCK // column.numel())
     for first in range(0, x.shape[0], step):
         block = dy[first : first + step]
         if rows is not None:
             block = columns(block, rows)
-        total += columns(x[first : first + step], slot).to(dtype).mul_(block).sum(0)
+        total += columns(x[first : first + step], column).to(dtype).mul_(block).sum(0)
     return total
 
 
 def columns(x: Tensor, chosen: Tensor) -> Tensor:
-    """x[:, chosen] as an own tensor; `gather` reads `x` row by row, indexing column by column, which is slower."""
+    """x[:, chosen], copied; `gather` reads `x` row by row, indexing column by column, which is slower."""
     return x.gather(1, chosen.expand(x.shape[0], -1))
