@@ -25,7 +25,7 @@ from timm.models import (
 )
 from torch import nn
 
-from fewtune.tuning import layers
+from fewtune.tuning.tensors import Selected
 from zoo import CLASSES, Member, check_member, image, parametrize
 
 
@@ -268,6 +268,6 @@ def test_zoo(name: str) -> None:
 
 def test_zoo_notices_a_weight_that_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """BEiT calls ``F.linear`` with its layer's weight: a fast forward alone would train nothing there."""
-    monkeypatch.setattr(layers.Selected, "with_gradient", lambda self, values, frozen: frozen)
+    monkeypatch.setattr(Selected, "with_gradient", lambda self, values, frozen: frozen)
     with pytest.raises(AssertionError, match="has no gradient"):
         check_member(ZOO["beit"])
