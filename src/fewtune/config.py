@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,7 +171,7 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, DataKeys):
 
     @field_validator("method")
     @classmethod
-    def _known(cls, method: str) -> str:
+    def _known_method(cls, method: str) -> str:
         return METHODS.known(method)
 
     @field_validator("objective")
@@ -222,7 +223,12 @@ def _recipe_class(method: object) -> type[Recipe]:
     """`Recipe`, with the settings of a method that a package offers among its keys."""
     if not isinstance(method, str) or method not in METHODS or issubclass(Recipe, METHODS[method].settings):
         return Recipe
-    bases: Any = (Recipe, METHODS[method].settings)
+    return _extended(METHODS[method].settings)
+
+
+@cache
+def _extended(settings: type[Settings]) -> type[Recipe]:
+    bases: Any = (Recipe, settings)
     return create_model("Recipe", __base__=bases)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,12 +11,15 @@ import torch
 from torch import nn
 
 from fewtune.errors import TuningError
-from fewtune.methods import SSF, VPT, Adapter, LoRA, Modules
+from fewtune.methods import METHODS, SSF, VPT, Adapter, LoRA, Modules
 from fewtune.methods.bias import bias
 from fewtune.methods.spt import SPT
 from fewtune.methods.spt_plan import BATCHES, plan, sensitivity
 from fewtune.neurons import Places, Role, describe
+from fewtune.training.protocol import prepare
+from fewtune.training.tuners import Share
 from methods_cases import HEADS, labels, pictures, plain_model
+from runs import coloured_folder, tiny_recipe
 
 HEAD = {"vit_base_patch16_224": 76_900, "swin_base_patch4_window7_224": 102_500, "convnext_base": 102_500}
 VIT, SWIN, CONVNEXT = HEAD
@@ -147,3 +151,22 @@ def test_spt_trains_a_vector_whole_from_a_fifth_and_a_matrix_by_a_branch_from_a_
     selection = method.base(anatomy)
     assert selection.places[proj] == Places(64, 64, torch.arange(0, 70, 10))
     assert isinstance(SPT.from_settings(method.name, method.settings(), method.arrays()), SPT)
+
+
+def test_spt_plans_on_images_that_are_not_mixed(tmp_path: Path) -> None:
+    """And draws nothing from the global random state: the plan with mixup on is the plan without it."""
+    images = coloured_folder(tmp_path / "images")
+    plans = []
+    for settings in ({}, {"mixup": 0.8, "cutmix": 1.0}):
+        work = prepare(tiny_recipe(images, method="spt-lora", spt_budget=8_000, rank=2, **settings))
+        before = torch.get_rng_state()
+        prepare_plan = METHODS["spt-lora"].prepare
+        assert prepare_plan is not None
+        plans.append(prepare_plan(Share(work, torch.device("cpu")), None))
+        assert torch.equal(torch.get_rng_state(), before)
+    first, second = plans
+    assert isinstance(first, SPT)
+    assert isinstance(second, SPT)
+    assert (first.structured, first.whole) == (second.structured, second.whole)
+    assert first.places.keys() == second.places.keys() != set()
+    assert all(torch.equal(first.places[name], second.places[name]) for name in first.places)

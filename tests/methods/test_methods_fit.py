@@ -136,8 +136,8 @@ def test_the_command_line_works_from_the_task_file(runs: Path, images: Path) -> 
 
 def test_a_method_that_does_not_know_the_model_is_one_line_and_status_two(images: Path, tmp_path: Path) -> None:
     done = fewtune(
-        "fit", "--model", "timm:test_efficientnet", "--data", images, "method=vpt-deep", "pretrained=false",
+        "fit", "--model", "timm:test_resnet", "--data", images, "method=vpt-deep", "pretrained=false",
         "epochs=1", "accelerator=cpu", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "vpt-deep finds no block that it knows in EfficientNet; it knows ViT, Swin and ConvNeXt" in done.stderr
+    assert "vpt-deep finds no block that it knows in ResNet; it knows ViT, Swin and ConvNeXt" in done.stderr

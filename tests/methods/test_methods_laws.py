@@ -31,6 +31,8 @@ from methods_cases import (
 )
 
 every = pytest.mark.parametrize(("method", "kind"), PAIRS)
+FAMILIES = ("vit", "swin", "convnext", "efficientnet")
+some = pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in FAMILIES])
 
 
 @every
@@ -118,7 +120,7 @@ def test_the_compact_state_goes_on_where_it_was(method: str, kind: str) -> None:
     assert not torch.equal(output(other.model, kind), output(tuner.model, kind))
 
 
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in ("vit", "swin", "convnext")])
+@some
 def test_a_copy_calls_its_own_modules(method: str, kind: str) -> None:
     tuner = tuned(method, kind)
     train(tuner, kind, 1)
@@ -130,7 +132,7 @@ def test_a_copy_calls_its_own_modules(method: str, kind: str) -> None:
     assert not torch.equal(output(tuner.model, kind), before)
 
 
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in ("vit", "swin", "convnext")])
+@some
 def test_autocast_and_drop_path(method: str, kind: str) -> None:
     """Half precision by autocast, in a model that drops paths: finite gradients of all that is trained."""
     tuner = tuned(method, kind, drop_path_rate=0.3)
@@ -151,7 +153,7 @@ def group() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in ("vit", "swin", "convnext")])
+@some
 def test_data_parallel_finds_every_trained_parameter_used(method: str, kind: str, group: None) -> None:
     """DDP refuses the second step where a parameter had no part in the first."""
     tuner = tuned(method, kind)
@@ -161,7 +163,7 @@ def test_data_parallel_finds_every_trained_parameter_used(method: str, kind: str
     assert all(parameter.grad is not None for parameter in tuner.parameters())
 
 
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] in ("vit", "swin", "convnext")])
+@some
 def test_recomputed_activations_give_the_same_gradients(method: str, kind: str) -> None:
     grown = []
     for recompute in (False, True):

@@ -17,10 +17,9 @@ from fewtune.models import logits
 from fewtune.neurons import describe
 
 CLASSES = 5
-SIZES = {"vit": 32, "dinov2": 28, "swin": 64, "convnext": 64, "convnext-conv": 64, "hf-vit": 32}
-HEADS = {"vit": "head", "dinov2": "head", "swin": "head.fc", "hf-vit": "classifier"} | dict.fromkeys(
-    ("convnext", "convnext-conv"), "head.fc"
-)
+SIZES = {"vit": 32, "dinov2": 28, "swin": 64, "convnext": 64, "convnext-conv": 64, "hf-vit": 32, "efficientnet": 64}
+HEADS = {"vit": "head", "dinov2": "head", "swin": "head.fc", "convnext": "head.fc", "convnext-conv": "head.fc"}
+HEADS |= {"hf-vit": "classifier", "efficientnet": "classifier"}
 
 
 def plain_model(kind: str, classes: int = CLASSES, seed: int = 1, **options: Any) -> nn.Module:
@@ -44,6 +43,8 @@ def plain_model(kind: str, classes: int = CLASSES, seed: int = 1, **options: Any
                 "convnext_atto", num_classes=classes, depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), ls_init_value=0.5,
                 conv_mlp=kind == "convnext-conv", **options,
             )  # fmt: skip
+        case "efficientnet":
+            model = timm.create_model("test_efficientnet", num_classes=classes, **options)
         case "hf-vit":
             from transformers import ViTConfig, ViTForImageClassification
 
@@ -87,9 +88,8 @@ METHODS: dict[str, Callable[[nn.Module, str], Modules]] = {
 IDENTICAL = ("adapter", "adapter-both", "lora", "spt-lora", "spt-adapter")
 """Methods after whose insertion the model gives the same outputs as before."""
 MERGED = ("lora", "ssf", "spt-lora")
-IMPOSSIBLE = {
-    (method, kind) for method in ("vpt-shallow", "vpt-deep", "adapter-both") for kind in ("convnext", "convnext-conv")
-}
+CONVOLUTIONAL = ("convnext", "convnext-conv", "efficientnet")
+IMPOSSIBLE = {(method, kind) for method in ("vpt-shallow", "vpt-deep", "adapter-both") for kind in CONVOLUTIONAL}
 PAIRS = [(method, kind) for method in METHODS for kind in SIZES if (method, kind) not in IMPOSSIBLE]
 
 

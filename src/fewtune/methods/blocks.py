@@ -1,4 +1,4 @@
-"""Where the methods put their modules: the blocks of the transformers and ConvNeXts that they know.
+"""Where the methods put their modules: the blocks of the transformers and convolutional networks that they know.
 
 Told by the class of a module, as roles are in `fewtune.neurons`: classes are named by module and qualified name and
 looked up along the method resolution order, so that neither timm nor transformers is imported.
@@ -23,8 +23,9 @@ class Parts:
 
     mlp: the attribute that holds the feed-forward branch.
     attention: the attribute that holds attention; None where a block has none.
-    projections: the linear layers that LoRA adapts, below the block: those that make queries and values (queries,
-        keys and values where one layer makes all three); in a block without attention those of its feed-forward.
+    projections: the layers that LoRA adapts, below the block: those that make queries and values (queries, keys and
+        values where one layer makes all three); in a block without attention those of its feed-forward, in a block of
+        an EfficientNet, whose feed-forward it is, its 1 x 1 convolutions.
     tokens: what a block is given. "sequence": [batch, tokens, width], all of which attend to all, so that tokens may
         be added; "windows": timm's Swin; "grid": [batch, height, width, width] or [batch, width, height, width].
     """
@@ -64,6 +65,9 @@ BLOCKS: dict[str, Parts] = {
     "timm.models.vision_transformer_sam.Block": _SAM,
     "timm.models.swin_transformer.SwinTransformerBlock": Parts("mlp", "attn", ("attn.qkv",), "windows"),
     "timm.models.convnext.ConvNeXtBlock": Parts("mlp", None, ("mlp.fc1", "mlp.fc2"), "grid"),
+    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": Parts("conv_pw", None, ("conv_pw",), "grid"),
+    "timm.models._efficientnet_blocks.InvertedResidual": Parts("conv_pwl", None, ("conv_pw", "conv_pwl"), "grid"),
+    "timm.models._efficientnet_blocks.EdgeResidual": Parts("conv_pwl", None, ("conv_pwl",), "grid"),
     _HF + "vit.modeling_vit.ViTLayer": _APART,
     _HF + "deit.modeling_deit.DeiTLayer": _APART,
     _HF + "dinov2.modeling_dinov2.Dinov2Layer": _APART,
@@ -78,6 +82,7 @@ TRUNKS = frozenset(
         "timm.models.vision_transformer_sam.VisionTransformerSAM",
         "timm.models.swin_transformer.SwinTransformer",
         "timm.models.convnext.ConvNeXt",
+        "timm.models.efficientnet.EfficientNet",
         _HF + "vit.modeling_vit.ViTModel",
         _HF + "deit.modeling_deit.DeiTModel",
         _HF + "dinov2.modeling_dinov2.Dinov2Model",
@@ -91,7 +96,8 @@ TRUNKS = frozenset(
 (so that what follows a layer can be put behind it)."""
 
 KNOWN = (
-    "ViT, Swin and ConvNeXt of timm, timm's and transformers' SAM encoder, and transformers' ViT, DeiT and DINOv2 "
+    "ViT, Swin and ConvNeXt of timm, its EfficientNet, timm's and transformers' SAM encoder, and transformers' ViT, "
+    "DeiT and DINOv2 "
     "(gps, bias, linear and full work on any model)"
 )
 

@@ -59,7 +59,7 @@ class CriterionSettings(Settings):
 
     @field_validator("importance")
     @classmethod
-    def _known(cls, importance: str) -> str:
+    def _known_criterion(cls, importance: str) -> str:
         return CRITERIA.known(importance)
 
     @field_validator("oracle")

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from fewtune.errors import ModelError
 from fewtune.methods.base import Excluding
-from fewtune.methods.blocks import find_blocks, find_trunk
+from fewtune.methods.blocks import find_blocks, find_trunk, lineage
 from fewtune.methods.inserted import Added, Modules, inserting, place, where_allowed
 from fewtune.neurons import Anatomy, Role
 
 DEVIATION = 0.02
 ATTRIBUTE = "fewtune_ssf"
+NORM_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
+"""A normalisation, a dropout and an activation in one module, in this order."""
 
 
 class ScaleShift(nn.Module):
@@ -60,21 +62,21 @@ class SSF(Modules):
         """One pair behind every layer and normalisation of the image encoder, the head aside.
 
         Raises:
-            ModelError: the image encoder is not known, or has running statistics.
+            ModelError: the image encoder is not known.
         """
         find_blocks(model, self.name)
         added: dict[str, nn.Module] = {}
         for name, layer in where_allowed(anatomy, self.exclude, dict(served(model, anatomy))).items():
-            bias = layer.bias
+            bias, (where, owner) = layer.bias, before_activation(name, layer)
             assert isinstance(bias, Tensor)
-            added |= place(layer, name, ATTRIBUTE, ScaleShift(len(bias), channel_axis(layer)), scaled, like=layer)
+            added |= place(owner, where, ATTRIBUTE, ScaleShift(len(bias), channel_axis(layer)), scaled, like=layer)
         return Added(added)
 
     def fold(self, model: nn.Module, anatomy: Anatomy, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights and biases with scale and shift worked in."""
         folded: dict[str, Tensor] = {}
-        for name, layer in model.named_modules():
-            pair = layer._modules.get(ATTRIBUTE)
+        for name, layer in served(model, anatomy):
+            pair = before_activation(name, layer)[1]._modules.get(ATTRIBUTE)
             if pair is None:
                 continue
             assert isinstance(pair, ScaleShift)
@@ -98,6 +100,13 @@ def served(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]
         weight = f"{name}.weight" if name else "weight"
         if module._parameters.get("bias") is not None and (weight in anatomy.views or weight in norms):
             yield name, module
+
+
+def before_activation(name: str, layer: nn.Module) -> tuple[str, nn.Module]:
+    """The module whose output is scaled, and its name: the layer, or its part before an activation within it."""
+    if NORM_ACTIVATION in lineage(layer):
+        return f"{name}.drop", layer.get_submodule("drop")
+    return name, layer
 
 
 def channel_axis(layer: nn.Module) -> int:
