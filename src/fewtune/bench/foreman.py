@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewtune.bench.choices import next_choice
+from fewtune.bench.estimate import Sizes, seconds_a_pass, sizes_of
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job, read_json
 from fewtune.bench.ledger import Ledger
@@ -47,14 +49,17 @@ def run_grid(grid: Grid, out: Path) -> Progress:
     grid. The runs' folders, what was chosen (TASK/METHOD/chosen.json) and the grid lie below `out`.
 
     Raises:
-        ConfigError: another grid is at work in `out`, or a folder of other things.
+        ConfigError: the data of a task is not there or not as its settings say (all tasks are named at once); another
+            grid is at work in `out`, or a folder of other things.
     """
+    sizes = _sizes_of_what_is_left(grid, out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "grid.yaml").exists())):
         raise ConfigError(f"{out} is not the folder of a grid; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         write_text(out / "grid.yaml", write_grid(grid))
-        foreman = _Foreman(grid, out)
+        foreman = _Foreman(grid, out, sizes)
+        foreman.tell_hours()
         with Workers(grid.workers, grid.threads) as workers:
             workers.work_off(foreman.offer, foreman.finish)
         return foreman.progress
@@ -62,18 +67,30 @@ def run_grid(grid: Grid, out: Path) -> Progress:
 
 def status(grid: Grid, out: Path) -> Progress:
     """What is done and what has failed, without doing anything."""
-    return _Foreman(grid, out, quiet=True).progress
+    return _Foreman(grid, out, None).progress
+
+
+def _sizes_of_what_is_left(grid: Grid, out: Path) -> dict[str, Sizes]:
+    """Task -> its images, for the tasks that have runs which are not done."""
+    seen = status(grid, out)
+    left = [run for name, run in seen.runs.items() if name not in set(seen.done)]
+    first = {task: next((run for run in left if run.task == task), None) for task in grid.tasks}
+    return sizes_of({task: run.recipe(grid, {}) for task, run in first.items() if run is not None})
 
 
 class _Foreman:
-    """Hands out jobs and notes what became of them."""
+    """Hands out jobs and notes what became of them.
 
-    def __init__(self, grid: Grid, out: Path, quiet: bool = False) -> None:
-        self.grid, self.out, self.quiet = grid, out, quiet
+    Args:
+        sizes: task -> its images; None only looks and writes nothing.
+    """
+
+    def __init__(self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None) -> None:
+        self.grid, self.out, self.sizes, self.quiet = grid, out, sizes or {}, sizes is None
         self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
-        self.started, self.finished_here = time.monotonic(), 0
+        self.started, self.passes_here = time.monotonic(), 0.0
         for kind in ("choose", "train"):  # the plan grows with what has been tried
             for run in [run for run in self.progress.runs.values() if run.kind == kind]:
                 self._look(run)
@@ -137,7 +154,7 @@ class _Foreman:
 
     def finish(self, job: Job, reason: str | None) -> None:
         """Note how a job ended, and say it in one line."""
-        self.finished_here += 1
+        self.passes_here += self._passes(job.name)
         if reason is not None:
             self._fail(job.name, reason)
         else:
@@ -166,10 +183,29 @@ class _Foreman:
         best = max((candidate["accuracy"] for candidate in judged), default=None)
         return "its loss became infinite" if best is None else f"at best {100 * best:.1f} % on validation images"
 
+    def tell_hours(self) -> None:
+        """Say how long the runs that are left will take, by runs that lie here or by two steps of each model."""
+        seconds = 0.0
+        for task in self.sizes:
+            runs = [run for run in self.progress.runs.values() if run.task == task]
+            left = [run.name for run in runs if run.name in set(self.progress.waiting)]
+            done = [(self._passes(run.name), self.ledger.seconds(run)) for run in runs if self.ledger.lies_here(run)]
+            if left:
+                recipe = self.progress.runs[left[0]].recipe(self.grid, {})
+                seconds += sum(map(self._passes, left)) * seconds_a_pass(done, recipe, self.grid.threads)
+        if self.progress.waiting:
+            hours = seconds / 3600 / self.grid.workers
+            long = "an unknown time" if math.isnan(hours) else f"about {hours:.1f} hours"
+            log.info("%d runs are left: %s with workers=%d", len(self.progress.waiting), long, self.grid.workers)
+
+    def _passes(self, name: str) -> float:
+        run = self.progress.runs[name]
+        return self.sizes[run.task].passes(run.kind, run.recipe(self.grid, {}))
+
     def _left(self) -> str:
-        rest = len(self.progress.waiting)
-        minutes = (time.monotonic() - self.started) / self.finished_here * rest / 60
-        return f"; about {minutes:.0f} minutes for the other {rest}" if rest else ""
+        waiting = self.progress.waiting
+        hours = (time.monotonic() - self.started) / self.passes_here * sum(map(self._passes, waiting)) / 3600
+        return f"; about {hours:.1f} hours for the other {len(waiting)}" if waiting else ""
 
     def _forget_scores(self, task: str) -> None:
         """Scores are as large as the model: they go as soon as no run of their task is left."""

@@ -36,6 +36,10 @@ class Ledger:
             return True
         return run.name in self.recorded and self.recorded[run.name].recipe == digest(recipe)
 
+    def seconds(self, run: Run) -> float:
+        """How long a run took whose folder lies here."""
+        return float(json.loads(run.result(self.out).read_text(encoding="utf-8"))["seconds"])
+
     def record(self, run: Run, recipe: Recipe) -> Record:
         """The record of a finished run."""
         return record_of(run, recipe, self.out) if self.lies_here(run) else self.recorded[run.name]

@@ -1,0 +1,98 @@
+"""Before a grid starts: whether the images of all its tasks are there, and how long the runs that are left will take.
+
+Time is counted in passes: an image forward and backward through the model once. A pass without backward counts a third.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
+
+import torch
+
+from fewtune.bench.plan import Kind
+from fewtune.config import Recipe
+from fewtune.data import load_data, load_masks
+from fewtune.errors import ConfigError, FewtuneError
+from fewtune.models import load_backbone, logits
+
+FORWARD = 1 / 3
+"""A forward pass beside a forward and a backward one."""
+
+DATA = ("val_fraction", "test_fraction", "limit_train", "limit_test")
+"""The settings that say how many images there are, beside the data itself."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images a task has."""
+
+    train: int
+    val: int
+    test: int
+
+    def passes(self, kind: Kind, recipe: Recipe) -> float:
+        """Passes of one run: its epochs with their validation, or with the test at the end."""
+        if recipe.method == "linear" and recipe.task == "classification":
+            return FORWARD * (self.train + self.val + (self.test if kind == "train" else 0))
+        epochs = recipe.stop_after or recipe.epochs
+        if kind == "choose":
+            return epochs * (self.train + FORWARD * self.val)
+        return epochs * (self.train + self.val) + FORWARD * self.test
+
+
+def sizes_of(recipes: Mapping[str, Recipe]) -> dict[str, Sizes]:
+    """Task -> its images, listed and not opened.
+
+    Raises:
+        ConfigError: names every task whose data is not as its recipe says.
+    """
+    sizes, mistakes = {}, []
+    for task, recipe in recipes.items():
+        try:
+            sizes[task] = _sizes(recipe)
+        except FewtuneError as error:
+            mistakes.append(f"tasks.{task}: {error}")
+    if mistakes:
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise ConfigError(f"{count} in the grid's data: {'; '.join(mistakes)}")
+    return sizes
+
+
+def _sizes(recipe: Recipe) -> Sizes:
+    settings = {key: getattr(recipe, key) for key in DATA}
+    splits: Mapping[str, Sized]
+    if recipe.task == "segmentation":
+        splits = load_masks(recipe.data, seed=recipe.seed, **settings).splits
+    else:
+        splits = load_data(recipe.data, seed=recipe.seed, shots=recipe.shots, **settings).splits
+    return Sizes(**{name: len(splits.get(name, ())) for name in ("train", "val", "test")})
+
+
+def seconds_a_pass(done: Iterable[tuple[float, float]], recipe: Recipe, threads: int) -> float:
+    """Seconds of one pass: of finished runs (passes, seconds), else of two steps of the whole model, tried here."""
+    passes, seconds = (sum(values) for values in zip(*done, strict=True)) if (done := list(done)) else (0.0, 0.0)
+    return seconds / passes if passes else _tried(recipe, threads)
+
+
+def _tried(recipe: Recipe, threads: int) -> float:
+    """Seconds of a pass through a fresh model; NaN for segmenters, which this does not load."""
+    if recipe.task == "segmentation":
+        return math.nan
+    backbone = load_backbone(
+        recipe.model, num_classes=2, image_size=recipe.image_size, pretrained=False, architecture=recipe.arch, seed=0
+    )
+    images = torch.zeros(min(8, recipe.batch_size), 3, backbone.image_size, backbone.image_size)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times = []
+        for _ in range(3):  # the first sets things up
+            started = time.perf_counter()
+            logits(backbone.model(images)).sum().backward()
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    return min(times) / len(images)
