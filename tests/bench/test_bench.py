@@ -255,7 +255,7 @@ def test_failing_runs_are_told_and_the_others_go_on(images: tuple[Path, Path], t
 def test_a_worker_that_dies_costs_its_run_alone(images: tuple[Path, Path], tmp_path: Path) -> None:
     long = tiny_recipe(images[0], method="bias", epochs=5000, train_on="train+val")
     short = long.changed(epochs=1)
-    jobs = [Job("train", "a/b/long", long, tmp_path, True), Job("train", "a/b/short", short, tmp_path, True)]
+    jobs = [Job("train", "a/b/long", long, tmp_path, "all"), Job("train", "a/b/short", short, tmp_path, "all")]
     ended: dict[str, str | None] = {}
     with Workers(1, 1) as workers:
 

@@ -82,6 +82,16 @@ def test_later_methods_wait_for_all_tasks_and_may_have_seeds_of_their_own() -> N
     assert "methods.few.seeds" in refused(values(methods={"few": {"method": "bias", "seeds": [1, 1]}}))
 
 
+def test_the_best_epoch_or_the_last() -> None:
+    """A study may keep the best epoch; then no run trains on the validation images."""
+    best = grid_from(values(protocol="best", choose_epochs=False))
+    last = grid_from(values(choose_epochs=False))
+    assert [grid.judged for grid in (best, last, grid_from(values()))] == ["best", "last", "all"]
+    for grid, train_on in ((best, "train"), (last, "train+val")):
+        assert {run.recipe(grid, {}).train_on for run in plan(grid).values() if run.kind == "train"} == {train_on}
+    assert "add choose_epochs=false" in refused(values(protocol="best"))
+
+
 def test_files_overrides_and_back(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text(yaml.safe_dump(values()))

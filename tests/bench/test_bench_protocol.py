@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fewtune.bench.job import Job, do
 from fewtune.errors import ConfigError, TuningError
 from fewtune.training import evaluate, fit
 from fewtune.training.protocol import prepare
@@ -78,6 +79,18 @@ def test_a_killed_run_without_validation_goes_on(images: Path, tmp_path: Path) -
     again = fit(recipe, tmp_path / "part", resume=True)
     assert again.folder.delta.read_bytes() == whole.folder.delta.read_bytes()
     assert len(_history(again.folder)) == 4
+
+
+def test_a_choosing_run_is_judged_by_all_its_epochs_the_last_or_the_best(images: Path, tmp_path: Path) -> None:
+    recipe, judged = tiny_recipe(images, method="bias", lr=1e-2), {}
+    for epochs in ("all", "last", "best"):
+        job = Job("choose", f"a/b/choose/{epochs}/seed-0", recipe, tmp_path, epochs)
+        assert do(job) is None
+        judged[epochs] = json.loads((job.folder / "validation.json").read_text())["candidates"]
+    assert [one["setting"] for one in judged["all"]] == [{"stop_after": n} for n in (1, 2, 3)]
+    best = max(judged["all"], key=lambda one: (one["accuracy"], -one["loss"]))
+    assert judged["last"] == [{**judged["all"][-1], "setting": {}}]
+    assert judged["best"] == [{**best, "setting": {}}]
 
 
 def test_the_probe_needs_its_regularisation(images: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class _Foreman:
             if lost:
                 self._fail(name, f"nothing could be chosen for it, since {lost[0]} failed")
                 continue
-            job = Job(run.kind, name, self._recipe_of(run), self.out, self.grid.choose_epochs)
+            job = Job(run.kind, name, self._recipe_of(run), self.out, self.grid.judged)
             if job.scores not in taking:
                 return job
         return None

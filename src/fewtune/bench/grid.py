@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -77,6 +77,10 @@ class Grid(BaseModel):
     grow: dict[str, Annotated[int, Field(gt=0)]] = Field(
         {}, description="setting -> how many values may be added where the best of its choices lies at an edge"
     )
+    protocol: Literal["last", "best"] = Field(
+        "last", description="last: train on training and validation images, take the last epoch; best: train on the "
+        "training images alone, keep the best epoch on validation images, as `fewtune fit` does"
+    )  # fmt: skip
     choose_epochs: bool = Field(True, description="choose the number of epochs too; else the last is taken")
     record: str | None = Field(None, description="a file of finished runs beside the grid's; they count as done")
     compare: str | None = Field(None, description="what others are compared with; left out, gps or the first")
@@ -94,6 +98,8 @@ class Grid(BaseModel):
         for key, seeds in (("seeds", self.seeds), ("choose_seeds", self.choose_seeds), *listed):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{key}: every seed may stand there once, got {list(seeds)}")
+        if self.protocol == "best" and self.choose_epochs:
+            raise ValueError("protocol: best keeps the best epoch of every run; add choose_epochs=false")
         if self.choose_epochs and "epochs" in self.choose:
             raise ValueError("choose: runs of other epochs do not tell how many to train for; add choose_epochs=false")
         for key in self.grow:
@@ -106,6 +112,11 @@ class Grid(BaseModel):
     def baseline(self) -> str:
         """The method with which the others are compared."""
         return self.compare or ("gps" if "gps" in self.methods else next(iter(self.methods)))
+
+    @property
+    def judged(self) -> Literal["all", "last", "best"]:
+        """Which epochs of a choosing run are judged on validation images."""
+        return "all" if self.choose_epochs else self.protocol
 
     @property
     def choosing_seeds(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewtune.bench.plan import Kind, scores_file
 from fewtune.config import Recipe
@@ -26,6 +26,9 @@ from fewtune.training.protocol import fit, prepare, train
 from fewtune.training.tuners import fit_at_once, method_of, score
 from fewtune.training.work import Work
 
+Epochs = Literal["all", "last", "best"]
+"""Which epochs of a choosing run are judged: all of them as candidates, the last alone, or the best alone."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -35,7 +38,7 @@ class Job:
     name: str
     recipe: Recipe
     out: Path
-    choose_epochs: bool
+    epochs: Epochs
 
     @property
     def folder(self) -> Path:
@@ -117,25 +120,32 @@ def _try_choice(job: Job) -> None:
         _select(job, work, folder)
     found: dict[str, Any] = {}
     try:
-        found["candidates"] = _candidates(work, folder, job.choose_epochs)
+        found["candidates"] = _candidates(work, folder, job.epochs)
     except NonFiniteLoss as error:
         found = {"candidates": [], "diverged": str(error)}
     write_json(folder.path / "validation.json", {**found, "seconds": time.perf_counter() - started})
 
 
-def _candidates(work: Work, folder: RunFolder, choose_epochs: bool) -> list[dict[str, Any]]:
+def _candidates(work: Work, folder: RunFolder, epochs: Epochs) -> list[dict[str, Any]]:
     """What this run gives to choose from: {"setting": …, "accuracy": …, "loss": …} of the validation images."""
     if not method_of(work).trains_by_epochs(work.recipe.task):
         return [asdict(candidate) for candidate in fit_at_once(work).candidates]
     module = train(work, folder)
-    history, measure = module.history, f"val_{module.measure}"
+    measure = f"val_{module.measure}"
+    match epochs:
+        case "all":
+            judged = module.history
+        case "last":
+            judged = module.history[-1:]
+        case "best":
+            judged = [max(module.history, key=lambda entry: (entry[measure], -entry["val_loss"]))]
     return [
         {
-            "setting": {"stop_after": int(entry["epoch"]) + 1} if choose_epochs else {},
+            "setting": {"stop_after": int(entry["epoch"]) + 1} if epochs == "all" else {},
             "accuracy": entry[measure],
             "loss": entry["val_loss"],
         }
-        for entry in (history if choose_epochs else history[-1:])
+        for entry in judged
     ]
 
 

@@ -45,7 +45,8 @@ class Run:
         """Its resolved recipe; `chosen` is what was chosen on validation images (for kind "train")."""
         if self.kind == "choose":
             return grid.recipe(self.task, self.method, self.choice, self.seed, **grid.choose)
-        return grid.recipe(self.task, self.method, {}, self.seed, **chosen, train_on="train+val")
+        train_on = "train+val" if grid.protocol == "last" else "train"
+        return grid.recipe(self.task, self.method, {}, self.seed, **chosen, train_on=train_on)
 
     def result(self, out: Path) -> Path:
         """The file that stands in its folder when it is finished, and only then."""
