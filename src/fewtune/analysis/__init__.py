@@ -1,6 +1,7 @@
-"""Where the selected connections lie, how selections of tasks and seeds overlap, how far two scores agree."""
+"""Where the selected connections lie, how selections overlap, how far two scores agree, what features become."""
 
 from fewtune.analysis.agreement import RankCorrelation, rank_correlation
+from fewtune.analysis.features import image_features, in_the_plane, neighbours_alike
 from fewtune.analysis.location import Located, located
 from fewtune.analysis.sharing import Shared, chosen_by, sharing, sharing_by_layer
 
@@ -9,7 +10,10 @@ __all__ = [
     "RankCorrelation",
     "Shared",
     "chosen_by",
+    "image_features",
+    "in_the_plane",
     "located",
+    "neighbours_alike",
     "rank_correlation",
     "sharing",
     "sharing_by_layer",
