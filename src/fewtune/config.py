@@ -229,7 +229,8 @@ def _recipe_class(method: object) -> type[Recipe]:
 @cache
 def _extended(settings: type[Settings]) -> type[Recipe]:
     bases: Any = (Recipe, settings)
-    return create_model("Recipe", __base__=bases)
+    extended: type[Recipe] = create_model("Recipe", __base__=bases)
+    return extended
 
 
 def read_recipe(files: Iterable[str | Path] = (), overrides: Iterable[str] = (), **values: Any) -> Recipe:

@@ -114,13 +114,13 @@ def gradient_importance(
     named = dict(model.named_parameters())
     weights = {name: named[name] for name in anatomy.views}
     names, sums = list(weights), dict[str, Tensor]()
-    with _left_as_found(model, train_mode):
+    with left_as_found(model, train_mode):
         for part in range(min(passes, len(names))):
             chosen = {name: weights[name] for name in names[part::passes]}
             with _summing_gradients(model, chosen, store) as part_sums:
                 _backward_all(model, loader, objective, limit, progress)
             sums.update(part_sums)
-    _reduce_over_processes(sums, weights)
+    reduce_over_processes(sums, weights)
     return Scores({name: sums[name].abs_() for name in names}, anatomy)
 
 
@@ -199,7 +199,7 @@ def _summing_gradients(
 
 
 @contextlib.contextmanager
-def _left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
+def left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
     """Restores modes, flags, gradients, buffers and random state, whatever happens within."""
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -227,7 +227,7 @@ def _left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _reduce_over_processes(sums: dict[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def reduce_over_processes(sums: dict[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Adds the sums of all processes of torch.distributed, so that every process selects the same."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for name, weight in weights.items():

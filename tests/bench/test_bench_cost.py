@@ -29,7 +29,7 @@ def test_times_of_all_methods_side_by_side() -> None:
 
 def test_a_step_trains_and_what_is_deployed_predicts_the_same() -> None:
     images, labels = SETTING.batch_of_noise(torch.device("cpu"))
-    for method in PAPER:
+    for method in (*PAPER, "spt-lora"):
         candidate = Contender(method, SETTING, images, labels)
         before = [parameter.detach().clone() for parameter in candidate.tuner.parameters()]
         candidate.train_step()

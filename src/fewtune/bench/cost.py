@@ -21,26 +21,15 @@ from torch import Tensor, nn
 
 from fewtune.config import Recipe, recipe_from
 from fewtune.errors import ConfigError, ModelError, TuningError
-from fewtune.importance import SupCon
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.base import Batch, S
 from fewtune.models import Backbone, load_backbone, logits
-from fewtune.objectives import CrossEntropy, Objective
+from fewtune.objectives import CrossEntropy, Objective, SupCon
 from fewtune.training.measure import held_memory, peak_memory, reset_peak_memory
 from fewtune.training.probabilities import pick_device
 
-PAPER: dict[str, dict[str, Any]] = {
-    "full": {"method": "full"},
-    "linear": {"method": "linear"},
-    "bias": {"method": "bias"},
-    "adapter": {"method": "adapter"},
-    "lora": {"method": "lora"},
-    "vpt-shallow": {"method": "vpt-shallow", "prompts": 200},
-    "vpt-deep": {"method": "vpt-deep", "prompts": 50},
-    "ssf": {"method": "ssf"},
-    "gps": {"method": "gps", "k": 1},
-}
-"""The methods of the figure, with its settings."""
+PAPER = ("full", "linear", "bias", "adapter", "lora", "vpt-shallow", "vpt-deep", "ssf", "gps")
+"""The methods of the figure; their settings there are the defaults of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +46,11 @@ class Setting:
     seed: int = 0
 
     def recipe(self, method: str) -> Recipe:
-        """A recipe of one of the methods of `PAPER`."""
-        if method not in PAPER:
-            raise ConfigError(f"no cost is known of '{method}'; there are {', '.join(PAPER)}")
+        """A recipe of a method with its published settings."""
+        if method not in METHODS:
+            raise ConfigError(f"no cost is known of '{method}'; there are {', '.join(METHODS)}")
         common = {"model": self.model, "image_size": self.image_size, "pretrained": self.pretrained, "seed": self.seed}
-        return recipe_from({**common, "data": "noise", **PAPER[method]})
+        return recipe_from({**common, "data": "noise", "method": method})
 
     def backbone(self) -> Backbone:
         """The plain model, the same on every call."""
@@ -234,7 +223,8 @@ def memory(setting: Setting, method: str) -> dict[str, float]:
     process.start()
     theirs.close()
     try:
-        return ours.recv()
+        figures: dict[str, float] = ours.recv()
+        return figures
     except EOFError:
         raise ModelError(f"{method}: its process ended with status {process.exitcode}; too little memory?") from None
     finally:

@@ -6,7 +6,7 @@ method by name: it prepares one, attaches it, steps what its tuner trains, and s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,8 +22,10 @@ from fewtune.tuning import attach
 
 State = Mapping[str, Mapping[str, Tensor]]
 """A tuner's compact state: tensors by name, in groups."""
-Batch = tuple[Any, Tensor]
-"""Images [B, 3, S, S] (or a pair of views of them) and their labels or masks."""
+Batch = tuple[Tensor, Tensor]
+"""Images [B, 3, S, S] and their labels or masks."""
+Views = tuple[Tensor | Sequence[Tensor], Tensor]
+"""The same, or a pair of views of the images."""
 
 
 class TaskFile(Protocol):
@@ -147,7 +149,7 @@ class Run(Protocol):
     def fresh_model(self) -> nn.Module:
         """The untouched model once more."""
 
-    def scored_batches(self) -> Iterable[Batch]:
+    def scored_batches(self) -> Iterable[Views]:
         """All training images once, as importance looks at them (two views each where the objective contrasts)."""
 
     @property

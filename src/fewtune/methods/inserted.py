@@ -58,7 +58,7 @@ class Modules(Insertion):
 
     def settings(self) -> dict[str, Any]:
         """The fields, able to go into JSON; without `exclude` where it is empty, as in files of fewtune 0.1.0."""
-        settings = asdict(self)  # type: ignore[call-overload]
+        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         if not settings.get("exclude", True):
             del settings["exclude"]
         return settings

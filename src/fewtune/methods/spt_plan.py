@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError
-from fewtune.importance import Scores
+from fewtune.importance import Scores, left_as_found, reduce_over_processes
 from fewtune.methods.base import Batch, Excluding, Method, Prepared, Run
 from fewtune.methods.blocks import find_blocks, find_trunk
 from fewtune.methods.inserted import Inserted
@@ -57,32 +57,21 @@ def sensitivity(
     """
     objective = objective or CrossEntropy()
     named = {n: p for n, p in model.named_parameters() if anatomy.roles.get(n) is not Role.HEAD}
-    flags = {name: parameter.requires_grad for name, parameter in named.items()}
     device = next(iter(named.values())).device
-    total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
-    modes, seen = {module: module.training for module in model.modules()}, 0
-    model.eval()
-    try:
+    total, seen = {name: torch.zeros_like(parameter) for name, parameter in named.items()}, 0
+    with left_as_found(model, train_mode=False):
         for parameter in named.values():
             parameter.requires_grad_(True)
         for images, labels in islice(batches, most):
-            with torch.enable_grad():
-                loss = objective(model, images.to(device), labels.to(device))
-                gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            loss = objective(model, images.to(device), labels.to(device))
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             for name, gradient in zip(named, gradients, strict=True):
                 if gradient is not None:
                     total[name] += gradient.detach() ** 2
             seen += 1
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, parameter in named.items():
-            parameter.requires_grad_(flags[name])
     if not seen:
         raise TuningError("the sensitivity needs at least one batch of training images, and got none")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in total.values():
-            torch.distributed.all_reduce(tensor)
+    reduce_over_processes(total, named)
     if broken := [name for name, tensor in total.items() if not bool(tensor.isfinite().all())]:
         raise TuningError(f"the gradient of {broken[0]} is not finite; look for NaN in the images")
     return {name: tensor.cpu() for name, tensor in total.items()}
