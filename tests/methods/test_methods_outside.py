@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,3 +160,10 @@ def test_plain_values_work_from_python(images: Path, tmp_path: Path, in_hand: No
 def test_an_unknown_criterion_names_the_nearest(images: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no criterion 'gradiant' \(did you mean 'gradient'\?\)"):
         recipe_from({"model": "timm:test_vit", "data": str(images), "importance": "gradiant"})
+
+
+def test_recipes_and_the_table_of_methods_need_no_optional_library() -> None:
+    lean = ["timm", "transformers", "peft", "lightning", "sklearn", "torchvision"]
+    code = f"import sys, fewtune.config, fewtune.methods; print([n for n in {lean} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -16,6 +16,7 @@ from fewtune.bench.plan import Kind
 from fewtune.config import Recipe
 from fewtune.data import load_data, load_masks
 from fewtune.errors import ConfigError, FewtuneError
+from fewtune.methods import METHODS
 from fewtune.models import load_backbone, logits
 
 FORWARD = 1 / 3
@@ -35,7 +36,7 @@ class Sizes:
 
     def passes(self, kind: Kind, recipe: Recipe) -> float:
         """Passes of one run: its epochs with their validation, or with the test at the end."""
-        if recipe.method == "linear" and recipe.task == "classification":
+        if not METHODS[recipe.method].trains_by_epochs(recipe.task):
             return FORWARD * (self.train + self.val + (self.test if kind == "train" else 0))
         epochs = recipe.stop_after or recipe.epochs
         if kind == "choose":

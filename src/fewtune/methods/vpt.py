@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class VPT(Modules):
         if kinds == {"windows"}:
             from fewtune.methods.vpt_swin import into_windows
 
-            return into_windows(model, blocks, self)
+            return into_windows(model, blocks, partial(self.make, model), deep=self.deep, name=self.name)
         raise ModelError(
             f"{self.name} adds tokens to attention over all tokens (ViT) or over windows (Swin); the blocks of "
             f"{type(model).__name__} have neither: take another method"

@@ -9,7 +9,8 @@ sees other images' prompts; here each sees its own.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,6 @@ from torch import Tensor, nn
 from fewtune.errors import ModelError, TuningError
 from fewtune.methods.blocks import Block, find_trunk
 from fewtune.methods.inserted import Added, adopt
-
-if TYPE_CHECKING:
-    from fewtune.methods.vpt import VPT, Prompts
 
 ATTRIBUTE = "fewtune_prompts"
 STREAM = "fewtune_stream"
@@ -70,31 +68,33 @@ class PromptedWindowAttention(WindowAttention):
         return x
 
 
-def into_windows(model: nn.Module, blocks: list[Block], method: VPT) -> Added:
-    """Prompts into every window of every block.
+def into_windows(
+    model: nn.Module, blocks: list[Block], make: Callable[[int], nn.Module], *, deep: bool, name: str
+) -> Added:
+    """Prompts into every window of every block; `make` gives those of a block of that width.
 
     Raises:
         ModelError: a block's attention is not timm's own.
     """
-    stream = Stream(goes_on=not method.deep)
+    stream = Stream(goes_on=not deep)
     added: dict[str, nn.Module] = {}
     for number, block in enumerate(blocks):
         attention = block.attention
         if type(attention) is not WindowAttention:
-            raise ModelError(f"{method.name}: {block.name} has attention of another kind, {type(attention).__name__}")
+            raise ModelError(f"{name}: {block.name} has attention of another kind, {type(attention).__name__}")
         attention.__class__ = PromptedWindowAttention
         setattr(attention, STREAM, stream)
         setattr(block.module, STREAM, stream)
         setattr(block.module, LAST, block is blocks[-1])
-        if method.deep or number == 0:
+        if deep or number == 0:
             assert isinstance(block.module, SwinTransformerBlock)
-            prompts = method.make(model, block.module.dim)
+            prompts = make(block.module.dim)
             adopt(block.module, block.name, ATTRIBUTE, prompts, like=block.mlp)
             added[f"{block.name}.{ATTRIBUTE}"] = prompts
         block.module.register_forward_pre_hook(enter)
         block.module.register_forward_hook(leave)
-    if not method.deep:
-        for module in find_trunk(model, method.name)[1].modules():
+    if not deep:
+        for module in find_trunk(model, name)[1].modules():
             if isinstance(module, PatchMerging):
                 setattr(module, STREAM, stream)
                 module.register_forward_pre_hook(merge)
@@ -104,7 +104,7 @@ def into_windows(model: nn.Module, blocks: list[Block], method: VPT) -> Added:
 def enter(block: Any, inputs: tuple[Any, ...]) -> None:
     """Before a block: its own prompts, where it has some, normalised as the image's tokens are."""
     stream: Stream = getattr(block, STREAM)
-    prompts: Prompts | None = getattr(block, ATTRIBUTE, None)
+    prompts: nn.Module | None = getattr(block, ATTRIBUTE, None)
     if prompts is not None:
         stream.tokens = prompts(len(inputs[0]))
     elif stream.tokens is None:  # this block runs alone: for the backward pass, once more

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fewtune.importance import Scores
-from fewtune.methods import METHODS
+from fewtune.methods import METHODS, gps
 from fewtune.methods.base import Batch, Fitted, Method, Prepared, S, Tuner
 from fewtune.objectives import Objective
 from fewtune.training.folder import RunFolder
@@ -133,6 +133,4 @@ def fit_at_once(work: Work) -> Fitted:
 
 def score(work: Work) -> Scores:
     """Scores of all connections by the recipe's criterion."""
-    from fewtune.methods.gps import score
-
-    return score(Share(work, pick_device(work.recipe.accelerator)))
+    return gps.score(Share(work, pick_device(work.recipe.accelerator)))
