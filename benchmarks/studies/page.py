@@ -82,6 +82,9 @@ def section(name: str, title: str, text: str) -> Iterator[str]:
     yield from (*chosen_rates(grid, cells), "")
     processors = sorted({record.processor for cell in cells.values() for record in cell.runs.values()})
     yield from (f"Processor: {', '.join(processors)}.", "")
+    selections = STUDIES / f"results/{name}-selections.md"
+    if selections.exists():
+        yield selections.read_text(encoding="utf-8").replace("## ", "### ")
 
 
 def page() -> str:

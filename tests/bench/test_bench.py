@@ -16,15 +16,20 @@ from typing import Any
 import pytest
 import yaml
 
+from fewtune import load_delta, magnitude_importance
+from fewtune.analysis import rank_correlation
 from fewtune.bench.foreman import run_grid, status
 from fewtune.bench.grid import Grid, grid_from, read_grid
-from fewtune.bench.job import Job
+from fewtune.bench.job import Job, prepared
 from fewtune.bench.plan import plan
 from fewtune.bench.report import grid_tables
 from fewtune.bench.results import collect, difference, record_all
+from fewtune.bench.selections import agreement, overlaps
 from fewtune.bench.workers import Workers
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError
+from fewtune.importance import Scores
+from fewtune.selection import Selection
 from runs import coloured_folder, fewtune, tiny_recipe
 
 SETTINGS: dict[str, Any] = {
@@ -207,6 +212,37 @@ def test_a_record_stands_for_the_folders(images: tuple[Path, Path], whole: tuple
     assert not status(changed, tmp_path / "nothing").done
     elsewhere = read_grid(grid, [f"tasks.red.data=/another/place/{images[0].name}"])
     assert len(status(elsewhere, tmp_path / "nothing").done) == len(plan(read))
+
+
+@pytest.mark.slow
+def test_selections_overlap_over_seeds_and_tasks(whole: tuple[Grid, Path]) -> None:
+    table = overlaps(*whole)
+    pairs = {(row[0], row[1], row[2]): float(row[3]) for row in table.rows}
+    assert set(pairs) == {
+        ("seed", "red/gps/0", "red/gps/1"), ("seed", "blue/gps/0", "blue/gps/1"), ("task", "red/gps/0", "blue/gps/0"),
+    }  # fmt: skip
+    saved = [Selection.load(whole[1] / f"red/gps/seed-{seed}/selection.safetensors") for seed in (0, 1)]
+    assert pairs["seed", "red/gps/0", "red/gps/1"] == pytest.approx(saved[0].overlap(saved[1]).shared, abs=5e-4)
+
+
+@pytest.mark.slow
+def test_criteria_beside_what_full_fine_tuning_moved(images: tuple[Path, Path], tmp_path: Path) -> None:
+    methods = {"gps": {"method": "gps"}, "full": {"method": "full"}}
+    tasks = {"red": {"data": str(images[0])}}
+    grid = grid_from(values(*images, tasks=tasks, methods=methods, seeds=[0], choose_epochs=False, workers=1))
+    assert not run_grid(grid, tmp_path).failed
+    within = {row[1]: float(row[2]) for row in agreement(grid, tmp_path).rows}
+    assert list(within) == ["gradient", "magnitude", "random"]
+    assert abs(within["random"]) < 0.05
+    work = prepared(grid.recipe("red", "gps", {}, 0, train_on="train+val"))
+    model, head = work.backbone.model, work.backbone.head
+    magnitudes = magnitude_importance(model, head=head)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    load_delta(tmp_path / "red/full/seed-0/delta.safetensors").apply(model)
+    after = dict(model.named_parameters())
+    moved = Scores({name: (after[name] - before[name]).detach().abs() for name in magnitudes}, magnitudes.anatomy)
+    neurons = rank_correlation(magnitudes, moved).neurons.values()
+    assert within["magnitude"] == pytest.approx(sum(neurons) / len(neurons), abs=6e-4)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ class _Foreman:
         self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
-        self.started, self.passes_here = time.monotonic(), 0.0
+        self.passes_here = self.seconds_here = 0.0
         for kind in ("choose", "train"):  # the plan grows with what has been tried
             for run in [run for run in self.progress.runs.values() if run.kind == kind]:
                 self._look(run)
@@ -154,12 +153,13 @@ class _Foreman:
 
     def finish(self, job: Job, reason: str | None) -> None:
         """Note how a job ended, and say it in one line."""
-        self.passes_here += self._passes(job.name)
         if reason is not None:
             self._fail(job.name, reason)
         else:
             self.progress.done.append(job.name)
             run = self.progress.runs[job.name]
+            self.passes_here += self._passes(job.name)
+            self.seconds_here += self.ledger.seconds(run)
             if run.kind == "choose":
                 self._grow(run.task, run.method)
             log.info("%s %s: %s%s", self._count(), job.name, self._told(job), self._left())
@@ -204,7 +204,7 @@ class _Foreman:
 
     def _left(self) -> str:
         waiting = self.progress.waiting
-        hours = (time.monotonic() - self.started) / self.passes_here * sum(map(self._passes, waiting)) / 3600
+        hours = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / 3600 / self.grid.workers
         return f"; about {hours:.1f} hours for the other {len(waiting)}" if waiting else ""
 
     def _forget_scores(self, task: str) -> None:

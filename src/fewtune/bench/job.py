@@ -83,7 +83,7 @@ def do(job: Job) -> str | None:
     return None
 
 
-def _prepared(recipe: Recipe) -> Work:
+def prepared(recipe: Recipe) -> Work:
     """Data and a fresh model, of the recipe's kind of task."""
     if recipe.task == "segmentation":
         from fewtune.segmentation.protocol import prepare as masks
@@ -106,15 +106,15 @@ def _train(job: Job) -> None:
     """Train on training and validation images, take the last epoch, read the test set once."""
     folder = _begin(job)
     if job.scores is not None and not folder.selection.exists():
-        _select(job, _prepared(job.recipe), folder)
+        _select(job, prepared(job.recipe), folder)
         reset_peak_memory()
-    fit(job.recipe, folder.path, resume=True, prepared=_prepared)
+    fit(job.recipe, folder.path, resume=True, prepared=prepared)
 
 
 def _try_choice(job: Job) -> None:
     """Train on the training images and judge every epoch on the validation images; no test image is read."""
     folder, started = _begin(job), time.perf_counter()
-    work = _prepared(job.recipe)
+    work = prepared(job.recipe)
     work = replace(work, data=replace(work.data, test=None))
     if job.scores is not None and not folder.selection.exists():
         _select(job, work, folder)

@@ -96,6 +96,27 @@ def table(
         to.write_text(text, encoding="utf-8")
 
 
+@app.command("selections")
+def selections(
+    grid: GridFile,
+    settings: Settings = None,
+    out: Out = None,
+    ranks: Annotated[bool, typer.Option(help="Rank correlation with full fine-tuning too (minutes).")] = False,
+    to: Annotated[Path | None, typer.Option(help="A Markdown file to write instead.")] = None,
+) -> None:
+    """How the selections of a grid's runs overlap, from their folders."""
+    from fewtune.bench.grid import read_grid
+    from fewtune.bench.selections import agreement, overlaps
+    from fewtune.bench.tables import markdown
+
+    read, folder = read_grid(grid, settings or []), out or Path("runs") / grid.stem
+    text = markdown([overlaps(read, folder), *([agreement(read, folder)] if ranks else [])])
+    if to is None:
+        print(text, end="")
+    else:
+        to.write_text(text, encoding="utf-8")
+
+
 @app.command("cost")
 def cost(
     methods: Annotated[list[str] | None, typer.Argument(help="Left out: all of the paper's cost figure.")] = None,
