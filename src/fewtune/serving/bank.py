@@ -18,7 +18,7 @@ from fewtune.methods import load_task_file
 from fewtune.models import Backbone, logits
 from fewtune.serving.changes import HeldTask, tensors_of
 from fewtune.serving.holders import holders_of, replaced
-from fewtune.serving.mixing import Changed, MixedPass, changed_modules
+from fewtune.serving.mixing import Changed, MixedPass, Workspace, changed_modules
 from fewtune.serving.probe import MIDDLE, Splits, close, find_splits, random_images
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ class TaskBank:
         self._holders = holders_of(self.model)
         self._tasks: Mapping[str, HeldTask] = {}
         self._pass, self._change = threading.RLock(), threading.Lock()
+        self._workspace = Workspace()
         self._splits: dict[tuple[int, ...], Splits] = {}
+        self._changed_modules: dict[tuple[tuple[int, ...], frozenset[str]], list[Changed] | str] = {}
         self._mixable: dict[tuple[tuple[int, ...], frozenset[str]], bool] = {}
 
     def add(self, name: str, file: str | Path | Delta) -> None:
@@ -158,21 +160,27 @@ class TaskBank:
             return logits(self.model(images))
 
     def _mixed(self, images: Tensor, rows: Sequence[tuple[HeldTask, int]]) -> Tensor:
-        changed = self._changed(images, [name for task, _ in rows for name in task.changes])
+        changed = self._changed(images, frozenset().union(*(task.changes for task, _ in rows)))
         assert not isinstance(changed, str)
-        return logits(MixedPass(self.model, changed, rows)(images))
+        return logits(MixedPass(self.model, changed, rows, self._workspace)(images))
 
-    def _changed(self, images: Tensor, names: Sequence[str]) -> list[Changed] | str:
+    def _changed(self, images: Tensor, names: frozenset[str]) -> list[Changed] | str:
+        """The modules to be run once a task where these tensors change, found out once; see `changed_modules`."""
         shape = tuple(images.shape[1:])
         if shape not in self._splits:
             self._splits[shape] = find_splits(self.model, random_images(images))
-        return changed_modules(self.model, self._holders, self._splits[shape], list(dict.fromkeys(names)))
+        if (shape, names) not in self._changed_modules:
+            ordered = [name for name in self._holders if name in names]
+            self._changed_modules[shape, names] = changed_modules(
+                self.model, self._holders, self._splits[shape], ordered
+            )
+        return self._changed_modules[shape, names]
 
     def _mixes(self, task: HeldTask, images: Tensor) -> bool:
         """Whether a task can share a pass: tried once for all tasks that change the same tensors, and told if not."""
         key = tuple(images.shape[1:]), frozenset(task.changes)
         if key not in self._mixable:
-            changed = self._changed(images, list(task.changes))
+            changed = self._changed(images, frozenset(task.changes))
             reason = f"{changed} is used in a way that does not tell images apart" if isinstance(changed, str) else ""
             if not reason and not self._agrees(task, random_images(images)):
                 reason = "a pass for several tasks gave other numbers than the task alone"

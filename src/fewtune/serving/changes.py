@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewtune.delta import Delta
 from fewtune.neurons import Role
 
-GAP_TYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
+GAP_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Change:
     def positions(self) -> Tensor:
         """Flat positions in the stored tensor, ascending, [connections]."""
         assert self.gaps is not None
-        return self.gaps.to(torch.int64).cumsum(0)
+        return self.gaps.cumsum(0, dtype=torch.int64)
 
     def written_into(self, tensor: Tensor) -> Tensor:
         """A copy of the tensor, in its own strides, with the new numbers in it."""

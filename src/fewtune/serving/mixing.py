@@ -28,6 +28,20 @@ Scratch = dict[Holder, Tensor]
 """Copies of weights; between two tasks they hold the backbone's own numbers."""
 
 
+class Workspace:
+    """Memory for the copy of one weight at a time, kept from pass to pass: fresh memory costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def copy_of(self, weight: Tensor) -> Tensor:
+        """Valid until the next call."""
+        memory = self._memory
+        if memory.numel() < weight.numel() or (memory.dtype, memory.device) != (weight.dtype, weight.device):
+            memory = self._memory = weight.new_empty(weight.numel())
+        return memory[: weight.numel()].view(weight.shape).copy_(weight)
+
+
 @dataclass(frozen=True, eq=False)
 class Changed:
     """A module that is run once a task.
@@ -68,8 +82,8 @@ def changed_modules(
 class MixedPass:
     """A forward pass over images of several tasks."""
 
-    def __init__(self, model: nn.Module, changed: Sequence[Changed], rows: Rows) -> None:
-        self.model, self.changed = model, changed
+    def __init__(self, model: nn.Module, changed: Sequence[Changed], rows: Rows, workspace: Workspace) -> None:
+        self.model, self.changed, self.workspace = model, changed, workspace
         self.rows: Rows = rows
         """Of the images that are being run: a module that is run once a task narrows them to that task's."""
         self.scratch: Scratch | None = None
@@ -88,14 +102,14 @@ class MixedPass:
 
     def _forward(self, changed: Changed) -> Callable[..., Any]:
         own = changed.module.forward
-        linear = type(changed.module).forward is nn.Linear.forward
+        linear = type(changed.module).forward is nn.Linear.forward and _alike(changed, self.rows)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             scratch: Scratch = {} if self.scratch is None else self.scratch
             if len(self.rows) == 1:
                 return self._of_task(changed, own, self.rows[0], scratch, args, kwargs)
-            if linear and _alike(changed, self.rows) and not torch.is_autocast_enabled(args[0].device.type):
-                return _linear(changed, args[0], self.rows, scratch)
+            if linear and not torch.is_autocast_enabled(args[0].device.type):
+                return _linear(changed, args[0], self.rows, self.workspace)
             return self._by_task(changed, own, scratch, args, kwargs)
 
         return forward
@@ -158,20 +172,30 @@ def _task_tensors(changed: Changed, task: HeldTask, scratch: Scratch) -> Iterato
             write(copy, positions, values)
 
 
-def _linear(changed: Changed, x: Tensor, rows: Rows, scratch: Scratch) -> Tensor:
+def _linear(changed: Changed, x: Tensor, rows: Rows, workspace: Workspace) -> Tensor:
     """`nn.Linear` by task, each product written where it belongs: joining parts would copy the whole output."""
     module = changed.module
     assert isinstance(module, nn.Linear)
+    own, bias = module.weight.detach(), module.bias
+    names = {holder.attribute: name for holder, name in changed.tensors.items()}
     flat = x.reshape(-1, module.in_features)
     output = x.new_empty(len(flat), module.out_features)
-    own = {Holder(module, "weight"): module.weight, Holder(module, "bias"): module.bias}
-    for (task, _), images in zip(rows, _parts(rows), strict=True):
-        with _task_tensors(changed, task, scratch) as tensors:
-            weight, bias = (own | tensors).values()
-            if bias is None:
-                torch.mm(images(flat), weight.t(), out=images(output))
-            else:
-                torch.addmm(bias, images(flat), weight.t(), out=images(output))
+    each, start = len(flat) // sum(count for _, count in rows), 0
+    copy = workspace.copy_of(own) if "weight" in names else own
+    for task, count in rows:
+        part = slice(start * each, (start + count) * each)
+        start += count
+        change, new_bias = task.changes.get(names.get("weight", "")), task.changes.get(names.get("bias", ""))
+        weight, b = copy if change is None else change.values, bias if new_bias is None else new_bias.values
+        if change is not None and change.gaps is not None:
+            positions, weight = change.positions(), copy
+            write(copy, positions, change.values)
+        if b is None:
+            torch.mm(flat[part], weight.t(), out=output[part])
+        else:
+            torch.addmm(b, flat[part], weight.t(), out=output[part])
+        if weight is copy and change is not None:
+            write(copy, positions, read(own, positions))
     return output.view(*x.shape[:-1], module.out_features)
 
 
