@@ -10,7 +10,9 @@ import typer
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders that hold images.")],
-    delta: Annotated[Path, typer.Option(help="The task file; it names its backbone.")],
+    delta: Annotated[Path | None, typer.Option(help="The task file; it names its backbone.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="A folder of task files of one backbone: all of them.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="With --tasks; left out, the task files name it.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write here (.csv or .json) and not to stdout; for masks: their folder.")
     ] = None,
@@ -26,11 +28,13 @@ def predict(
 
     from fewtune.cli import masks
 
+    if (delta is None) == (tasks is None):
+        raise typer.BadParameter("expected either --delta FILE or --tasks FOLDER")
     if out is not None and out.suffix and out.suffix.lower() not in (".csv", ".json") and not out.is_dir():
         raise typer.BadParameter(f"--out must end in .csv or .json, or be a folder for masks, got {out}")
     progress = logging.getLogger("fewtune").info
     common: dict[str, Any] = {"batch_size": batch_size or 32, "workers": workers, "accelerator": accelerator}
-    if masks.of_masks(delta):
+    if delta is not None and masks.of_masks(delta):
         masks.predict(
             delta,
             images,
@@ -44,11 +48,21 @@ def predict(
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise typer.BadParameter(f"a task of classification is written to a .csv or .json file, got {out}")
 
-    from fewtune.training import predict as run
     from fewtune.training.files import csv_text, write_text
 
-    rows = run(delta, images, progress=progress, **common)
     json_wanted = as_json or (out is not None and out.suffix.lower() == ".json")
+    if tasks is not None:
+        from fewtune.serving.predicting import predict_tasks
+
+        del common["workers"]
+        rows = predict_tasks(tasks, images, backbone=backbone, progress=progress, **common)
+        if not json_wanted:  # classes differ from task to task, which a table cannot hold
+            rows = [{key: value for key, value in row.items() if key != "probabilities"} for row in rows]
+    else:
+        from fewtune.training import predict as run
+
+        assert delta is not None
+        rows = run(delta, images, progress=progress, **common)
     text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if json_wanted else csv_text(rows)
     if out is None:
         print(text, end="")

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta
 from fewtune.errors import DataError, DeltaError
-from fewtune.methods import load_task_file
+from fewtune.methods import MethodFile, load_task_file
 from fewtune.models import Backbone, logits
 from fewtune.serving.changes import HeldTask, tensors_of
 from fewtune.serving.holders import holders_of, replaced
+from fewtune.serving.inserted import InsertedTask
 from fewtune.serving.mixing import Changed, MixedPass, Workspace, changed_modules
 from fewtune.serving.probe import MIDDLE, Splits, close, find_splits, random_images
 
 LOG = logging.getLogger(__name__)
+BankTask = HeldTask | InsertedTask
 PLAIN = HeldTask({}, frozenset(), 0, {})
 """The backbone as it is."""
 
@@ -52,32 +54,34 @@ class TaskBank:
         self.backbone = backbone if isinstance(backbone, Backbone) else None
         self.model: nn.Module = (backbone.model if isinstance(backbone, Backbone) else backbone).eval()
         self._holders = holders_of(self.model)
-        self._tasks: Mapping[str, HeldTask] = {}
+        self._tasks: Mapping[str, BankTask] = {}
         self._pass, self._change = threading.RLock(), threading.Lock()
         self._workspace = Workspace()
         self._splits: dict[tuple[int, ...], Splits] = {}
         self._changed_modules: dict[tuple[tuple[int, ...], frozenset[str]], list[Changed] | str] = {}
         self._mixable: dict[tuple[tuple[int, ...], frozenset[str]], bool] = {}
 
-    def add(self, name: str, file: str | Path | Delta) -> None:
+    def add(self, name: str, file: str | Path | Delta | MethodFile) -> None:
         """Adds a task, or replaces the one of that name once the new one is known to be good.
 
         Args:
             name: by which images ask for it.
-            file: a task file, or a delta.
+            file: a task file, or what `load_task_file` makes of one.
 
         Raises:
-            DeltaError: it is damaged, belongs to another backbone, or is of a method that adds modules.
+            DeltaError: it is damaged, belongs to another backbone, or is no task of classification.
         """
-        delta = file if isinstance(file, Delta) else load_task_file(file)
-        if not isinstance(delta, Delta):
-            raise DeltaError(
-                f"{file} is of the method {delta.method.name}, which adds modules to the network: only tasks that "
-                "change the backbone's own numbers can share a batch; predict with it alone (fewtune predict --delta)"
-            )
+        read = load_task_file(file) if isinstance(file, str | Path) else file
+        if (kind := read.metadata.get("task", "classification")) != "classification":
+            raise DeltaError(f"{name} is a task of {kind}; a bank holds tasks of classification")
+        task: BankTask
         with self._pass:
-            self._check(delta)
-            task = HeldTask.of(delta, tensors_of(self.model))
+            if isinstance(read, Delta):
+                self._check(read)
+                task = HeldTask.of(read, tensors_of(self.model))
+            else:
+                task = InsertedTask.of(read, self.model)
+                LOG.info("%s is of %s, which adds modules: it takes a pass of its own", name, read.method.name)
         with self._change:
             self._tasks = {**self._tasks, name: task}
 
@@ -93,7 +97,11 @@ class TaskBank:
         """The tasks' names, in the order of their coming."""
         return tuple(self._tasks)
 
-    def task(self, name: str) -> HeldTask:
+    def held(self) -> Mapping[str, BankTask]:
+        """What is held of every task, by name, as it is now: later changes do not show."""
+        return self._tasks
+
+    def task(self, name: str) -> BankTask:
         """What is held of a task.
 
         Raises:
@@ -134,26 +142,28 @@ class TaskBank:
         return self._answers(images, [self.task(name) for name in names], exact)
 
     @torch.inference_mode()
-    def _answers(self, images: Tensor, tasks: Sequence[HeldTask], exact: bool) -> list[Tensor]:
+    def _answers(self, images: Tensor, tasks: Sequence[BankTask], exact: bool) -> list[Tensor]:
         if len(tasks) != len(images):
             raise DataError(f"{len(images)} images and {len(tasks)} tasks: expected one task an image")
-        of_task: dict[HeldTask, list[int]] = {}
+        of_task: dict[BankTask, list[int]] = {}
         for i, task in enumerate(tasks):
             of_task.setdefault(task, []).append(i)
         answers: dict[int, Tensor] = {}
         with self._pass:
-            together = [] if exact else [task for task in of_task if self._mixes(task, images)]
-            groups = [[task] for task in of_task if task not in together]
-            for group in [together, *groups] if together else groups:
-                rows = [i for task in group for i in of_task[task]]
-                counts = [(task, len(of_task[task])) for task in group]
-                part = images if rows == list(range(len(images))) else images[rows]
-                output = self._mixed(part, counts) if group is together else self._alone(part, group[0])
+            mixed = [t for t in of_task if not exact and isinstance(t, HeldTask) and self._mixes(t, images)]
+            if mixed:
+                rows = [i for task in mixed for i in of_task[task]]
+                output = self._mixed(_some(images, rows), [(task, len(of_task[task])) for task in mixed])
                 answers |= zip(rows, output, strict=True)
+            for task, rows in of_task.items():
+                if task not in mixed:
+                    answers |= zip(rows, self._alone(_some(images, rows), task), strict=True)
         return [answers[i][: task.classes] for i, task in enumerate(tasks)]
 
-    def _alone(self, images: Tensor, task: HeldTask) -> Tensor:
+    def _alone(self, images: Tensor, task: BankTask) -> Tensor:
         """A pass with copies of the weights that hold the task's values: the numbers of the task applied."""
+        if isinstance(task, InsertedTask):
+            return logits(task(images))
         with replaced(
             {h: change.written_into(h.tensor) for n, change in task.changes.items() for h in self._holders[n]}
         ):
@@ -219,6 +229,10 @@ class TaskBank:
                 stand_in[holder] = nn.Parameter(tensor.new_zeros(anatomy.shapes[name]), requires_grad=False)
         with replaced(stand_in):
             yield
+
+
+def _some(images: Tensor, rows: list[int]) -> Tensor:
+    return images if rows == list(range(len(images))) else images[rows]
 
 
 def _prediction(name: str, classes: Sequence[str], row: Tensor) -> Prediction:

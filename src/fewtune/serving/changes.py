@@ -94,14 +94,17 @@ class HeldTask:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the task file, or numbers where it names none."""
-        names = self.metadata.get("class_names") or range(self.classes)
-        return tuple(map(str, names))
+        return class_names(self.metadata, self.classes)
 
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all numbers held."""
         held = (t for change in self.changes.values() for t in (change.values, change.gaps) if t is not None)
         return sum(tensor.nbytes for tensor in held)
+
+
+def class_names(metadata: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    return tuple(map(str, metadata.get("class_names") or range(classes)))
 
 
 def _smallest(numbers: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class TaskFolder:
             while not self._stop.wait(seconds):
                 self.refresh()
 
+        self._stop.clear()
         self._thread = threading.Thread(target=follow, name="task folder", daemon=True)
         self._thread.start()
 

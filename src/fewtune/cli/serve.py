@@ -1,0 +1,47 @@
+"""`fewtune serve`: a folder of tasks behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    tasks: Annotated[Path, typer.Option(help="The folder of task files; it is followed while the service runs.")],
+    backbone: Annotated[str | None, typer.Option(help="Left out, the task files name it.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen at; this machine only unless told otherwise.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="FEWTUNE_SERVE_TOKEN", help="Who sends it may add and remove tasks; left out: nobody."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass, at most.")] = 16,
+    wait_ms: Annotated[float, typer.Option(min=0, help="How long an image waits for others to share its pass.")] = 5,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; more are answered 503.")] = 64,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="Of a request's body.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image.")] = 50,
+    accelerator: str = "auto",
+) -> None:
+    """Serve all tasks of a folder on one backbone: POST an image to /tasks/NAME/predict, or open / in a browser."""
+    import logging
+
+    from fewtune.serving.limits import Limits
+    from fewtune.serving.service import serve as run
+
+    log = logging.getLogger("fewtune")
+    limits = Limits(
+        batch=batch,
+        wait=wait_ms / 1000,
+        queue=max(queue, batch),
+        body=int(max_mb * 2**20),
+        pixels=int(max_megapixels * 1e6),
+    )
+    if host not in LOOPBACK:
+        log.warning("listening at %s: whoever reaches this machine can ask for predictions", host)
+    run(tasks, backbone, host=host, port=port, limits=limits, token=token, accelerator=accelerator, progress=log.info)

@@ -1,0 +1,66 @@
+"""All tasks of a folder on all images, from Python and the shell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from banks import task
+from fewtune.cli.app import app
+from fewtune.errors import DataError
+from fewtune.serving.opening import open_bank
+from fewtune.serving.predicting import predict_tasks
+from services import CLASSES, backbone, expected, opened, picture, task_folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (folder := tmp_path / "images").mkdir()
+    for seed in range(3):
+        (folder / f"{seed}.jpg").write_bytes(picture(seed))
+    return folder
+
+
+def test_every_image_gets_every_tasks_answer(tmp_path: Path, images: Path) -> None:
+    own = opened(tmp_path / "tasks")
+    rows = predict_tasks(tmp_path / "tasks", [images], batch_size=4, accelerator="cpu")
+    assert [(Path(row["file"]).name, row["task"]) for row in rows] == [
+        (f"{i}.jpg", name) for i in range(3) for name in sorted(CLASSES)
+    ]
+    for row in rows:
+        wanted = expected(own, row["task"], Path(row["file"]).read_bytes())
+        assert row["probabilities"] == pytest.approx(wanted, abs=1e-4)
+        assert row["prediction"] == max(wanted, key=wanted.__getitem__)
+
+
+def test_from_the_shell(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", "--tasks", str(task_folder(tmp_path / "tasks")), str(images)]
+    app(command, standalone_mode=False)
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    app([*command, "--json"], standalone_mode=False)
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["file"], r["task"], r["prediction"]) for r in table] == [
+        (r["file"], r["task"], r["prediction"]) for r in rows
+    ]
+    assert len(rows) == 9
+
+
+def test_what_is_wrong_is_told(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(DataError, match="no folder of task files"):
+        predict_tasks(tmp_path / "none", [images])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no task file that names its backbone"):
+        open_bank(tmp_path / "empty")
+    (tmp_path / "empty" / "a.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="not a delta file"):
+        open_bank(tmp_path / "empty")
+    (other := backbone()).model.get_parameter("blocks.0.mlp.fc1.weight").data.mul_(1.1)
+    metadata = {"backbone": other.describe(), "class_names": ["a", "b", "c"]}
+    replace(task(other.model), metadata=metadata).save(tmp_path / "empty" / "b.safetensors")
+    with pytest.raises(DataError, match="holds no task of this backbone"):
+        predict_tasks(tmp_path / "empty", [images])
