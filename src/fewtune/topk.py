@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from sys import float_info
 
 import torch
 from torch import Tensor
@@ -32,8 +32,10 @@ def wanted_connections(matrices: Mapping[str, Tensor], k: float | None, budget: 
     if (k is None) == (budget is None):
         raise SelectionError(f"select got k={k} and budget={budget}; give exactly one of them")
     value, name = (k, "k") if k is not None else (budget, "budget")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
-        raise SelectionError(f"{name}={value!r}; expected a number above 0")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or not number or not 0 < value <= float_info.max:
+        beyond = isinstance(value, int) and abs(value) > float_info.max  # of hundreds of digits, beyond every float
+        raise SelectionError(f"{name}={'1e309 or more' if beyond else repr(value)}; expected a number above 0")
     if k is not None:
         return k
     assert budget is not None

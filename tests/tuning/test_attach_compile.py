@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import fewtune
 from attaching import batch, choose, same_bits, small_convnet, small_vit, state_of
 from fewtune.tuning import Tuner, attach
 
@@ -149,3 +150,27 @@ def test_a_compiled_step_of_the_optimizer() -> None:
         weight = tuner.plain_state_dict()[name].detach().reshape(-1)[places.flat]
         assert torch.equal(weight, tuner.named_parameters()[name].detach().reshape(-1))
         assert not torch.equal(weight, MODELS["vit"]().double().state_dict()[name].reshape(-1)[places.flat])
+
+
+@pytest.mark.parametrize("kind", ["linear", *MODELS])
+def test_sizes_that_the_compiler_takes_for_unknown(kind: str) -> None:
+    """dynamic=True: another batch size needs no other graph, and the gradients are those of the eager model."""
+    torch.manual_seed(0)
+    make = MODELS.get(kind, lambda: nn.Sequential(nn.Linear(20, 30), nn.GELU(), nn.Linear(30, 7)))
+    model = make().double()
+    tuner = attach(model, choose(model) if kind in MODELS else fewtune.select(_random(model), k=2))
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    for size in (4, 9):
+        x = torch.randn(size, 20).double() if kind == "linear" else batch(size)[0].double()[:size]
+        gradients = []
+        for run in (compiled, model):
+            tuner.model.zero_grad()
+            run(x).square().sum().backward()
+            gradients.append([p.grad for p in tuner.parameters() if p.grad is not None])
+        assert len(gradients[0]) == len(gradients[1]) > 0
+        for got, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def _random(model: nn.Module) -> fewtune.Scores:
+    return fewtune.random_importance(model, head=None)

@@ -283,8 +283,12 @@ def owners(model: nn.Module) -> dict[str, list[Owner]]:
     return result
 
 
+_UPDATED_IN_TRAINING = {f"timm.layers.evo_norm.EvoNorm2d{kind}" for kind in ("B0", "B1", "B2")}
+
+
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether a module updates state in training mode: batch and instance normalisation, spectral norm."""
+    """Whether a module updates state in training mode: batch and instance normalisation, EvoNorm-B, spectral norm."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return bool(module.track_running_stats)
-    return isinstance(module, _SpectralNorm)
+    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+    return isinstance(module, _SpectralNorm) or not _UPDATED_IN_TRAINING.isdisjoint(classes)

@@ -68,6 +68,7 @@ ROLES: dict[str, dict[str, Role]] = {
     "timm.layers.norm_act.RmsNormAct2d": {ANY: _N},
     "timm.layers.evo_norm.EvoNorm2dB0": {ANY: _N},
     "timm.layers.evo_norm.EvoNorm2dB1": {ANY: _N},
+    "timm.layers.evo_norm.EvoNorm2dB2": {ANY: _N},
     "timm.layers.evo_norm.EvoNorm2dS0": {ANY: _N},
     "timm.layers.evo_norm.EvoNorm2dS1": {ANY: _N},
     "timm.layers.filter_response_norm.FilterResponseNormAct2d": {ANY: _N},
@@ -283,7 +284,7 @@ def behaves_like_norm(module: nn.Module) -> bool:
         try:
             with torch.no_grad():
                 once, scaled = probe(x), probe(64.0 * x)
-        except (RuntimeError, TypeError, ValueError, IndexError):
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             continue  # not a module of one tensor of this shape
         same_shape = isinstance(once, torch.Tensor) and once.shape == x.shape
         if same_shape and not torch.allclose(once, x) and torch.allclose(once, scaled, atol=1e-3):

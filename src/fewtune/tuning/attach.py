@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import nn
 
 from fewtune.errors import TuningError
@@ -13,6 +14,7 @@ from fewtune.tuning import layers, stepping, trained
 from fewtune.tuning.frozen_sample import Sample
 from fewtune.tuning.functions import sharded
 from fewtune.tuning.layers import Tuned
+from fewtune.tuning.parts import Parts
 from fewtune.tuning.tuner import Tuner, persistent_buffers
 
 stepping.follow_optimizers()
@@ -35,7 +37,7 @@ def attach(
             "update": training mode updates them, and the delta carries them.
 
     Raises:
-        TuningError: the model is attached already, or the selection was made for another model.
+        TuningError: the model is attached already, the selection was made for another model, or inference mode is on.
     """
     if running_statistics not in ("frozen", "update"):
         raise TuningError(f"running_statistics={running_statistics!r}; expected 'frozen' or 'update'")
@@ -49,15 +51,23 @@ def attach(
     tuned = {name: trained.tune_selected(selection, name, tuple(held[name])) for name in selection.places}
     for name in (*selection.whole, *selection.head):
         tuned[name] = trained.tune_whole(tuple(held[name]))
+    statistics = {}
     if running_statistics == "frozen":
         in_head = {name.rpartition(".")[0] for name in selection.head}
         for name, module in model.named_modules():
             if has_running_statistics(module) and name not in in_head:
                 layers.freeze_statistics(module)
-    return Tuner(model, selection, tuned, flags, buffers, sample)
+                statistics[name] = module
+    parts = Parts({name: owner[0] for name, owner in held.items()}, statistics)
+    return Tuner(model, selection, tuned, flags, buffers, sample, parts)
 
 
 def _check(model: nn.Module, selection: Selection) -> None:
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
+        raise TuningError(
+            "attach was called within torch.inference_mode(), or the model was made there, so that nothing could be "
+            "trained: make the model and attach outside of it"
+        )
     if any(isinstance(module, Tuned) for module in model.modules()):
         raise TuningError("a selection is attached to this model already; detach it first")
     if any(sharded(p) for p in model.parameters()):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtune.tuning.functions import SelectedConv, SelectedLinear, kept_anyway, recorded
-from fewtune.tuning.ops import ConvShape
+from fewtune.tuning.ops import ConvShape, conv_form
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -46,7 +46,8 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
     if not recorded(values) or not stock:
         return self._conv_forward(x, self.weight, self.bias)
     weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
-    return SelectedConv.apply(x, values, weight, self.bias, tensor.places, shape, _saved_elsewhere(x))
+    form = "whole" if _saved_elsewhere(x) else conv_form(tensor.places, shape, x.shape)
+    return SelectedConv.apply(x, values, weight, self.bias, tensor.places, shape, form)
 
 
 def _made_for(tensor: Any, groups: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fewtune.errors import TuningError
 from fewtune.tuning.ops import (
     ConvShape,
+    Form,
     SelectedPlaces,
     channels_last,
     conv_keep,
@@ -41,6 +42,11 @@ def first_order(backward: Backward) -> Backward:
                 "a tuned layer was differentiated twice (create_graph=True), which it does not support: "
                 "detach the selection for second derivatives"
             )
+        if not torch.compiler.is_compiling() and _batched(grad):
+            raise TuningError(
+                "a tuned layer was given a batch of gradients at once (is_grads_batched or vmap), which it does not "
+                "support: take them one after the other, or detach the selection first"
+            )
         device = grad.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return backward(ctx, grad)
@@ -51,10 +57,30 @@ def first_order(backward: Backward) -> Backward:
 
 
 def recorded(values: Tensor) -> bool:
-    """Whether autograd records what is done with the values."""
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # a compiler cannot be asked
+    """Whether autograd records what is done with the values.
+
+    Raises:
+        TuningError: it does so by one of torch.func's transforms, or for a trace, which see no compact values.
+    """
+    if torch.compiler.is_compiling():  # a compiler cannot be asked for more
+        return torch.is_grad_enabled() and values.requires_grad
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled() or not values.requires_grad:
         return False
-    return torch.is_grad_enabled() and values.requires_grad
+    if torch._C._are_functorch_transforms_active():
+        raise TuningError(
+            "an attached model was called within a transform of torch.func (grad, vmap, jvp, …), which cannot "
+            "differentiate its compact values: detach the selection first, or call it within torch.no_grad()"
+        )
+    if torch.jit.is_tracing():
+        raise TuningError(
+            "torch.jit.trace met an attached model while gradients are recorded: trace within torch.no_grad(), or "
+            "detach the selection first"
+        )
+    return True
+
+
+def _batched(grad: Tensor) -> bool:
+    return torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def sharded(values: Tensor) -> bool:
@@ -138,7 +164,7 @@ class SelectedLinear(torch.autograd.Function):
             dv, db = fused_gradients(rows, kept, ctx.places)
             return dx, dv, None, db if ctx.needs_input_grad[3] else None, None, None
         if ctx.needs_input_grad[1]:
-            dv = linear_selected_gradient(rows, kept, ctx.places).to(values_dtype)
+            dv = linear_selected_gradient(rows, kept, ctx.places, keep_whole=ctx.whole).to(values_dtype)
         if ctx.needs_input_grad[3]:
             db = rows.sum(0, dtype=bias_dtype)
         return dx, dv, None, db, None, None
@@ -156,12 +182,13 @@ class SelectedConv(torch.autograd.Function):
         bias: Tensor | None,
         places: SelectedPlaces,
         shape: ConvShape,
-        whole: bool,
+        form: Form,
     ) -> Tensor:
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
         x, cast_weight, bias = as_autocast(x, weight, bias)
-        ctx.save_for_backward(conv_keep(x, places, shape, keep_whole=whole), weight)
+        ctx.save_for_backward(conv_keep(x, places, shape, form=form), weight)
         ctx.places, ctx.shape, ctx.input_shape, ctx.channels_last = places, shape, x.shape, channels_last(x)
+        ctx.form = form
         none = [0] * len(shape.stride)
         return not_a_view(
             torch.convolution(
@@ -179,7 +206,7 @@ class SelectedConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = conv_input_gradient(dy, weight.to(dy.dtype), shape, ctx.input_shape, ctx.channels_last).to(x_dtype)
         if ctx.needs_input_grad[1]:
-            dv = conv_selected_gradient(dy, kept, ctx.places, shape, ctx.input_shape).to(values_dtype)
+            dv = conv_selected_gradient(dy, kept, ctx.places, shape, ctx.input_shape, ctx.form).to(values_dtype)
         if ctx.needs_input_grad[3]:
             db = dy.sum([0, *range(2, dy.ndim)], dtype=bias_dtype)
         return dx, dv, None, db, None, None, None

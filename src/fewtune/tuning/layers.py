@@ -9,6 +9,7 @@ Two ways lead to the gradient of the selected connections:
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fewtune.errors import TuningError
 from fewtune.tuning.forwards import fast_forward
@@ -120,6 +122,33 @@ class Tuned(nn.Module):
                         missing_keys.remove(prefix + attribute + tensor.suffix)
         write_values(self)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        state = self.__dict__.get("_fewtune")
+        if state is not None and name in state.tuned and isinstance(value, Tensor) and not sharded(value):
+            if is_traceable_wrapper_subclass(value):
+                raise TuningError(
+                    f"{state.base.__name__}.{name} was replaced by {type(value).__name__} while a selection is "
+                    "attached: convert or quantise the model first, then attach; or detach the selection first"
+                )
+            frozen = self._parameters[name]
+            if frozen is not None and _same_memory(value, frozen):
+                return  # tied to itself, as transformers' tie_weights does
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._fewtune.tuned:
+            raise _reparametrised(self._fewtune.base, name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        for attribute in self._fewtune.tuned:
+            if name.startswith(f"{attribute}_") and name not in self._parameters:
+                raise _reparametrised(self._fewtune.base, attribute)
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TuningError("torch.jit.script cannot compile an attached model: detach the selection first")
+
     def _replicate_for_data_parallel(self) -> Any:
         raise TuningError("nn.DataParallel cannot run an attached model; use DistributedDataParallel")
 
@@ -129,11 +158,27 @@ class Tuned(nn.Module):
         return _rebuild, (self._fewtune.base, self._fewtune.kinds), state
 
 
+def _reparametrised(base: type[nn.Module], attribute: str) -> TuningError:
+    return TuningError(
+        f"{base.__name__}.{attribute} was to be reparametrised (parametrization, pruning, weight norm, …) while a "
+        "selection is attached: do that first, then select and attach; or detach the selection first"
+    )
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    if one is other or one.is_meta or other.is_meta or one.layout != other.layout:
+        return one is other
+    return one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()
+
+
 def _rebuild(base: type[nn.Module], kinds: Kinds) -> nn.Module:
     cls = _subclass(base, kinds)  # type: ignore[arg-type]
     module = cls.__new__(cls)
     SWAPPED.add(module)
     return module
+
+
+_GET_PARAMETER = nn.Module.get_parameter.__code__
 
 
 def _trained_property(attribute: str) -> property:
@@ -142,8 +187,11 @@ def _trained_property(attribute: str) -> property:
         values = self._parameters[attribute + tensor.suffix]
         if sharded(values):
             return self._parameters[attribute]  # FSDP asks for its parameter; it computes with whole ones
-        frozen = self._fewtune_frozen(attribute)
-        return tensor.with_gradient(values, frozen) if recorded(values) else frozen
+        if not torch.compiler.is_compiling() and sys._getframe(1).f_code is _GET_PARAMETER:
+            return self._fewtune_frozen(attribute)  # asked for is the registered parameter, as by tie_weights
+        if not recorded(values):
+            return self._fewtune_frozen(attribute)
+        return tensor.with_gradient(values, self._fewtune_frozen(attribute))
 
     return property(get)
 
@@ -188,7 +236,7 @@ def swap(module: nn.Module) -> Swap:
 def tune(module: nn.Module, attribute: str, tensor: TunedTensor, values: nn.Parameter) -> None:
     """From now on ``module.attribute`` is trained through ``values``, registered on the module beside it."""
     state = swap(module)
-    module.register_parameter(attribute + tensor.suffix, values)
+    nn.Module.register_parameter(module, attribute + tensor.suffix, values)
     state.tuned[attribute] = tensor
     state.written[attribute] = Written.of(values)
     _set_class(module, _subclass(state.base, state.kinds))  # type: ignore[arg-type]

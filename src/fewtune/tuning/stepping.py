@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Set
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import (
     Optimizer,
@@ -16,14 +18,24 @@ from torch.optim.optimizer import (
 from fewtune.tuning.layers import SWAPPED, write_values
 
 
-def _sync_stepped(optimizer: Optimizer) -> None:
-    """Writes the values that an optimiser steps into their weights, wherever they live."""
+class Follower(Protocol):
+    """Who is told of every step: the ids of the parameters that were stepped."""
+
+    def after_step(self, stepped: Set[int]) -> None: ...
+
+
+FOLLOWERS: weakref.WeakSet[Follower] = weakref.WeakSet()
+
+
+def _sync_stepped(optimizer: Optimizer) -> set[int]:
+    """Writes the values that an optimiser steps into their weights, wherever they live; returns what it steps."""
     stepped = {id(p) for p in chain.from_iterable(_parameters_of(optimizer))}
     for module in list(SWAPPED):
         swapped: Any = module
         tuned = swapped._fewtune.tuned
         if any(id(module._parameters[a + tensor.suffix]) in stepped for a, tensor in tuned.items()):
             write_values(module, changed=True)
+    return stepped
 
 
 def _parameters_of(optimizer: Optimizer) -> Iterable[list[Tensor]]:
@@ -31,7 +43,10 @@ def _parameters_of(optimizer: Optimizer) -> Iterable[list[Tensor]]:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    _sync_stepped(optimizer)
+    stepped = _sync_stepped(optimizer)
+    if not torch.compiler.is_compiling():
+        for follower in list(FOLLOWERS):
+            follower.after_step(stepped)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from fewtune.tuning.frozen_sample import Sample
 from fewtune.tuning.functions import sharded
 from fewtune.tuning.groups import param_groups
 from fewtune.tuning.layers import Tuned, write_values
+from fewtune.tuning.parts import Parts
+from fewtune.tuning.stepping import FOLLOWERS
 from fewtune.tuning.tensors import SELECTED
 from fewtune.tuning.trained import Trained
 
@@ -31,6 +33,7 @@ class Tuner:
         flags: Mapping[str, bool],
         buffers: Mapping[str, Tensor],
         sample: Sample,
+        parts: Parts,
     ) -> None:
         self.model = model
         self.selection = selection
@@ -38,7 +41,10 @@ class Tuner:
         self._flags = dict(flags)
         self._buffers = dict(buffers)
         self._sample = sample
+        self._parts = parts
+        self._steps = 0
         self._attached = True
+        FOLLOWERS.add(self)
 
     @property
     def trained(self) -> int:
@@ -64,14 +70,27 @@ class Tuner:
         return param_groups(self.named_parameters(), self.selection.head, lr, head_lr)
 
     def sync(self) -> None:
-        """Writes the values into the weights: after any change of them that was not a step of a torch optimiser."""
+        """Writes the values into the weights: after any change of them that was not a step of a torch optimiser.
+
+        Raises:
+            TuningError: a module of the model was replaced since the selection was attached.
+        """
         self._must_be_attached()
+        self._parts.check_modules(self.model)
+        self._write()
+
+    def _write(self) -> None:
         for module in self.model.modules():
             write_values(module)
 
     def plain_state_dict(self) -> dict[str, Tensor]:
-        """The tuned model's state without anything of fewtune: loads strictly into the plain model."""
+        """The tuned model's state without anything of fewtune: loads strictly into the plain model.
+
+        Raises:
+            TuningError: the model's modules or parameters are others than when the selection was attached.
+        """
         self._must_be_attached()
+        self._parts.check(self.model, self.parameters())
         added = {
             f"{prefix}{'.' if prefix else ''}{attribute}{tensor.suffix}"
             for prefix, module in self.model.named_modules(remove_duplicate=False)
@@ -116,13 +135,18 @@ class Tuner:
         """What the task changed, as a file in the making: ``tuner.delta(metadata).save(path)``.
 
         Raises:
-            TuningError: weights that were not selected have moved, so that no delta leads from the backbone to them.
+            TuningError: weights that were not selected have moved, so that no delta leads from the backbone to them;
+                modules were replaced or parameters added; or the model lies on the meta device.
         """
         self._must_be_attached()
+        self._parts.check(self.model, self.parameters())
         self.sync()
-        parameters = {
-            name: _whole_tensor(p) for name, p in self.model.named_parameters() if name in self.selection.anatomy.shapes
-        }
+        own = self._parts.parameters()
+        if meta := [name for name, parameter in own.items() if parameter.is_meta]:
+            raise TuningError(
+                f"{meta[0]} is on the meta device and has no numbers: move the model back, load its state"
+            )
+        parameters = {name: _whole_tensor(p) for name, p in own.items() if name in self.selection.anatomy.shapes}
         if moved := self._sample.first_moved(parameters):
             raise TuningError(
                 f"weights of {moved} that were not selected have other numbers than when they were attached. An "
@@ -165,7 +189,7 @@ class Tuner:
                 f"the model has no parameter {min(lost)!r} any more, which it had when the selection was attached: "
                 "put the module back, or load the model anew"
             )
-        self.sync()
+        self._write()
         if not keep:
             self._write_before()
         for trained in self._trained.values():
@@ -192,6 +216,17 @@ class Tuner:
     def _changed_buffers(self) -> dict[str, Tensor]:
         now = persistent_buffers(self.model)
         return {n: now[n].detach() for n, b in self._buffers.items() if not torch.equal(now[n], b.to(now[n].device))}
+
+    def after_step(self, stepped: Set[int]) -> None:
+        """Looks for replaced modules after an optimiser's first step, its second, fourth, eighth and so on.
+
+        Raises:
+            TuningError: a module of the model was replaced since the selection was attached.
+        """
+        if self._attached and any(id(trained.parameter) in stepped for trained in self._trained.values()):
+            self._steps += 1
+            if self._steps & (self._steps - 1) == 0:
+                self._parts.check_modules(self.model)
 
     def _must_be_attached(self) -> None:
         if not self._attached:

@@ -6,7 +6,7 @@ into the values' gradient. `fused_keep` and `fused_gradients` are the same for a
 gradient with it. `reference.py` holds the slow, obvious form of all.
 """
 
-from fewtune.tuning.ops.conv import ConvShape, conv_keep, conv_selected_gradient
+from fewtune.tuning.ops.conv import ConvShape, Form, conv_form, conv_keep, conv_selected_gradient
 from fewtune.tuning.ops.fused import fused_gradients, fused_keep, fusible
 from fewtune.tuning.ops.linear import linear_keep, linear_selected_gradient
 from fewtune.tuning.ops.patches import channels_last
@@ -14,8 +14,10 @@ from fewtune.tuning.ops.places import SelectedPlaces
 
 __all__ = [
     "ConvShape",
+    "Form",
     "SelectedPlaces",
     "channels_last",
+    "conv_form",
     "conv_keep",
     "conv_selected_gradient",
     "fused_gradients",

@@ -9,7 +9,7 @@ linear layer is (`linear.py`).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,12 @@ class ConvShape(NamedTuple):
         )
 
 
-def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole: bool = False) -> Tensor:
+Form = Literal["whole", "channels", "columns"]
+
+
+def conv_keep(
+    x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole: bool = False, form: Form | None = None
+) -> Tensor:
     """What the forward pass saves of its input for `conv_selected_gradient`.
 
     Args:
@@ -54,6 +59,7 @@ def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole
         places: the selected connections, made with the convolution's groups and taps.
         shape: the convolution.
         keep_whole: something else keeps `x` anyway, so a copy would be kept beside it.
+        form: what `conv_form` says of this input, where that is known.
 
     Returns:
         The smallest of: `x` itself; its hot channels [N, C, *size]; the hot columns of the unfolded input
@@ -62,7 +68,7 @@ def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole
     """
     if x.ndim == len(shape.kernel_size) + 1:
         return conv_keep(x.unsqueeze(0), places, shape, keep_whole=keep_whole)
-    form = "whole" if keep_whole else _form(places, shape, x.shape)
+    form = "whole" if keep_whole else form or conv_form(places, shape, x.shape)
     if form == "whole":
         return x
     if form == "channels":
@@ -71,8 +77,8 @@ def conv_keep(x: Tensor, places: SelectedPlaces, shape: ConvShape, *, keep_whole
     return unfolded.columns(unfolded.offsets(places.hot // places.taps, places.hot_tap))
 
 
-def _form(places: SelectedPlaces, shape: ConvShape, input_shape: torch.Size) -> str:
-    """Which of the three forms of `conv_keep` is the smallest, by shapes alone."""
+def conv_form(places: SelectedPlaces, shape: ConvShape, input_shape: torch.Size) -> Form:
+    """Which of the three forms of `conv_keep` is the smallest for an input [N, channels, *size], by shapes alone."""
     channels, positions = input_shape[1], math.prod(input_shape[2:])
     whole = KEEP_SHARE * channels * positions
     columns = places.hot.numel() * math.prod(shape.positions(tuple(input_shape[2:])))
@@ -84,7 +90,12 @@ def _form(places: SelectedPlaces, shape: ConvShape, input_shape: torch.Size) -> 
 
 
 def conv_selected_gradient(
-    grad_output: Tensor, kept: Tensor, places: SelectedPlaces, shape: ConvShape, input_shape: torch.Size
+    grad_output: Tensor,
+    kept: Tensor,
+    places: SelectedPlaces,
+    shape: ConvShape,
+    input_shape: torch.Size,
+    form: Form | None = None,
 ) -> Tensor:
     """The gradient of a convolution's selected connections.
 
@@ -93,6 +104,7 @@ def conv_selected_gradient(
         kept: what `conv_keep` returned.
         places, shape: as given to `conv_keep`.
         input_shape: shape of the layer's input.
+        form: of what was kept; left out, it is told by its shape.
 
     Returns:
         [neurons, K], or [nnz] where rows differ; float32 for half-precision inputs, else the inputs' dtype.
@@ -100,14 +112,15 @@ def conv_selected_gradient(
     if len(input_shape) == len(shape.kernel_size) + 1:
         grad_output, input_shape = grad_output.unsqueeze(0), torch.Size((1, *input_shape))
         kept = kept.unsqueeze(0) if kept.ndim < grad_output.ndim else kept
-    form = "whole" if kept.shape == input_shape else _form(places, shape, input_shape)
+    if form is None:
+        form = "whole" if kept.shape == input_shape else conv_form(places, shape, input_shape)
     pointwise = max(*shape.kernel_size, *shape.stride) == 1 and max(shape.padding) == 0 and shape.groups == 1
     if patches.channels_last(kept) and (form == "columns" or pointwise):
         # Columns that lie last in memory are those of a linear layer whose rows are (image, position).
         dy, x = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad_output, kept))
         if form == "columns":
             return hot_columns_gradient(dy, x, places)
-        return linear_selected_gradient(dy, x, places)
+        return linear_selected_gradient(dy, x, places, keep_whole=form == "whole")
     channel: Tensor | None
     tap: Tensor | None
     match form:

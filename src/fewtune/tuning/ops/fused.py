@@ -24,7 +24,7 @@ def fusible(x: Tensor, weight: Tensor, values: Tensor, bias: Tensor | None, plac
 def fused_keep(x: Tensor, places: SelectedPlaces) -> Tensor:
     """X' [N, W]: a column of ones and the hot columns of x [..., fan_in]."""
     assert places.columns_kept is not None
-    kept = columns(x.reshape(-1, places.fan_in), places.columns_kept)
+    kept = columns(x.reshape(-1, x.shape[-1]), places.columns_kept)
     kept[:, 0] = 1
     return kept
 

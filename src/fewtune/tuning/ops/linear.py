@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fewtune.tuning.ops import cost, triton
-from fewtune.tuning.ops.cost import KEEP_SHARE
 from fewtune.tuning.ops.places import SelectedPlaces
 from fewtune.tuning.ops.torch_linear import accumulator, by_gather, by_mixture, by_product, columns
 
@@ -29,25 +28,33 @@ def linear_keep(x: Tensor, places: SelectedPlaces, *, keep_whole: bool = False) 
         The hot columns as a tensor of their own [N, H] (N: the product of the leading dimensions) where
         H <= KEEP_SHARE * fan_in and not `keep_whole`; else `x` itself.
     """
-    if keep_whole or places.hot.numel() > KEEP_SHARE * places.fan_in:
+    if keep_whole or not places.keeps_columns:
         return x
-    return columns(x.reshape(-1, places.fan_in), places.hot)
+    return columns(x.reshape(-1, x.shape[-1]), places.hot)
 
 
-def linear_selected_gradient(grad_output: Tensor, kept: Tensor, places: SelectedPlaces) -> Tensor:
+def linear_selected_gradient(
+    grad_output: Tensor, kept: Tensor, places: SelectedPlaces, *, keep_whole: bool | None = None
+) -> Tensor:
     """The gradient of a linear layer's selected connections; differentiable once more.
 
     Args:
         grad_output: dL/dy, [..., neurons].
         kept: what `linear_keep` returned.
         places: the selected connections.
+        keep_whole: as given to `linear_keep`; left out, what was kept is told by its shape, on which a compiler that
+            takes sizes for unknown cannot decide.
 
     Returns:
         [neurons, K], or [nnz] where rows differ; float32 for half-precision inputs, else the inputs' dtype.
     """
-    dy = grad_output.reshape(-1, places.neurons)
+    dy = grad_output.reshape(-1, grad_output.shape[-1])
     x = kept.reshape(-1, kept.shape[-1])
-    hot = places.hot if x.shape[1] == places.fan_in else None
+    if keep_whole is None:
+        whole = x.shape[1] == places.fan_in
+    else:
+        whole = keep_whole or not places.keeps_columns
+    hot = places.hot if whole else None
     return _function(dy, x)(
         dy, x, places.hot_index, places.rows, hot, places.common, places.rare, places.rare_rows
     )  # fmt: skip

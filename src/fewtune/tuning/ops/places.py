@@ -38,6 +38,7 @@ class SelectedPlaces:
         rare_column: [R] 1 + their position in `hot`: the column of X' in `fused.py`.
         product_column: 1 + `hot_index`, at most product_width - 1; shaped as `hot_index`.
         product_width: of `fused.py`: the ones and the common columns, filled up to a multiple of `cost.LANES`.
+        keeps_columns: whether the hot columns are so few that a linear layer keeps a copy of them, and not its input.
         columns_kept: of `fused.py`: what is gathered for the ones, the hot columns and what fills them up; None where
             that would be nearly all of the input.
         hot_channels: [C] distinct input channels (over all groups) of the hot columns, ascending.
@@ -58,6 +59,7 @@ class SelectedPlaces:
     rare_column: Tensor
     product_column: Tensor
     product_width: int
+    keeps_columns: bool
     columns_kept: Tensor | None
     hot_channels: Tensor
     hot_channel: Tensor
@@ -118,6 +120,7 @@ class SelectedPlaces:
             rare_column=1 + hot_index[rare],
             product_column=(1 + hot_index).clamp(max=width - 1).view(form),
             product_width=width,
+            keeps_columns=len(hot) <= cost.KEEP_SHARE * fan_in,
             columns_kept=kept if groups == taps == 1 and whole <= cost.KEEP_SHARE * fan_in else None,
             hot_channels=hot_channels,
             hot_channel=hot_channel,
