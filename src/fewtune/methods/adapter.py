@@ -40,8 +40,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h + up(gelu(down(h)))."""
-        x = h.movedim(self.axis, -1)
-        return h + self.up(F.gelu(self.down(x))).movedim(-1, self.axis)
+        change: Tensor = self.up(F.gelu(self.down(h.movedim(self.axis, -1))))
+        return h + change.movedim(-1, self.axis)
 
 
 def adapted(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -113,14 +113,14 @@ def find_blocks(model: nn.Module, method: str) -> list[Block]:
     Raises:
         ModelError: there is none.
     """
-    found = []
+    blocks = []
     for name, module in model.named_modules():
         parts = next((BLOCKS[cls] for cls in lineage(module) if cls in BLOCKS), None)
         if parts is not None:
-            found.append(Block(name, module, parts))
-    if not found:
+            blocks.append(Block(name, module, parts))
+    if not blocks:
         raise ModelError(f"{method} finds no block that it knows in {type(model).__name__}; it knows {KNOWN}")
-    return found
+    return blocks
 
 
 def find_trunk(model: nn.Module, method: str) -> tuple[str, nn.Module]:

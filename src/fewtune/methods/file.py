@@ -80,10 +80,10 @@ class MethodFile:
         Raises:
             DeltaError: values that are NaN or infinite, or metadata that is no JSON.
         """
-        own = {group: {n: t.detach().to("cpu", copy=True) for n, t in state[group].items()} for group in GROUPS}
-        require_finite({n: t for group in own.values() for n, t in group.items()}, "in the task")
+        saved = {group: {n: t.detach().to("cpu", copy=True) for n, t in state[group].items()} for group in GROUPS}
+        require_finite({n: t for group in saved.values() for n, t in group.items()}, "in the task")
         shapes = {name: anatomy.shapes[name] for name in anatomy.named(Role.HEAD)}
-        return cls(method, head, own, shapes, anatomy.backbone_parameters, fingerprint, as_json(metadata))
+        return cls(method, head, saved, shapes, anatomy.backbone_parameters, fingerprint, as_json(metadata))
 
     @property
     def trained(self) -> int:
@@ -152,8 +152,8 @@ class MethodFile:
         Raises:
             DeltaError: another backbone, another head, or a model that carries a task already. It is unchanged.
         """
-        found = inventory(model)
-        self._check(found.parameters, found.tensors)
+        present = inventory(model)
+        self._check(present.parameters, present.tensors)
         tuner = self.method.attach(model, self.head)
         tuner.load_state_dict(self.state)
         return tuner

@@ -78,7 +78,7 @@ class Full:
         )
         changed = [name for name in now if not torch.equal(now[name].cpu(), then[name].cpu())]
         return take(
-            Selection(self.anatomy, {}, {role: found for role, found in dense.items() if found}),
+            Selection(self.anatomy, {}, {role: names for role, names in dense.items() if names}),
             {name: parameter.detach().cpu() for name, parameter in self.named_parameters().items()},
             before,
             buffers={name: now[name].cpu() for name in changed},

@@ -48,12 +48,14 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return self.up(self.down(x))
+        change: Tensor = self.up(self.down(x))
+        return change
 
 
 def beside(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """The forward hook: the layer's output and its low-rank branch's."""
-    return output + getattr(layer, LOW_RANK)(inputs[0])
+    change: Tensor = getattr(layer, LOW_RANK)(inputs[0])
+    return output + change
 
 
 @dataclass(frozen=True, eq=False)

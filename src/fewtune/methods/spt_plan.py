@@ -78,7 +78,7 @@ def sensitivity(
 
 
 def plan(
-    found: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
     model: nn.Module,
     anatomy: Anatomy,
     *,
@@ -90,7 +90,7 @@ def plan(
     """Where a budget of parameters goes, head aside.
 
     Args:
-        found: of `sensitivity`.
+        scores: of `sensitivity`.
         model: the same model.
         anatomy: of it.
         structure: "lora" or "adapter".
@@ -110,7 +110,7 @@ def plan(
     spent = sum(math.prod(anatomy.shapes[name]) for name in tokens)
     if spent >= budget:
         raise TuningError(f"spt_budget={budget:,} is less than the class token's {spent:,}; raise it")
-    ranking = _ranked(found, anatomy, names, 2 * budget)
+    ranking = _ranked(scores, anatomy, names, 2 * budget)
     costs = {name: _branch_cost(model, name, structure, rank) for name in names}
     tops = sorted({math.ceil(len(ranking.top) * step / STEPS) for step in range(1, STEPS + 1)})
     divisions = {tau: _divided(ranking.counts(tau), anatomy, costs) for tau in tops}
@@ -155,15 +155,15 @@ class _Division:
     total: int = 0
 
 
-def _ranked(found: Mapping[str, Tensor], anatomy: Anatomy, names: list[str], most: int) -> _Ranking:
+def _ranked(scores: Mapping[str, Tensor], anatomy: Anatomy, names: list[str], most: int) -> _Ranking:
     views = anatomy.views
-    scores = [(views[n].matrix(found[n]) if n in views else found[n]).flatten() for n in names]
-    ends = torch.tensor([len(score) for score in scores]).cumsum(0)
-    values, top = torch.cat(scores).topk(min(most, int(ends[-1])))
+    flat = [(views[n].matrix(scores[n]) if n in views else scores[n]).flatten() for n in names]
+    ends = torch.tensor([len(score) for score in flat]).cumsum(0)
+    values, top = torch.cat(flat).topk(min(most, int(ends[-1])))
     top = top[values > 0]
     if not len(top):
         raise TuningError("the loss is sensitive to no parameter of the blocks; do they all lie behind a detach()?")
-    starts = [int(end) - len(score) for end, score in zip(ends, scores, strict=True)]
+    starts = [int(end) - len(score) for end, score in zip(ends, flat, strict=True)]
     return _Ranking(names, starts, top, torch.bucketize(top, ends, right=True))
 
 

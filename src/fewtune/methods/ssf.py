@@ -47,7 +47,8 @@ class ScaleShift(nn.Module):
 
 def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     """The forward hook: the layer's output, scaled and shifted."""
-    return getattr(module, ATTRIBUTE)(output)
+    result: Tensor = getattr(module, ATTRIBUTE)(output)
+    return result
 
 
 @dataclass(frozen=True)

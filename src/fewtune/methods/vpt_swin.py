@@ -63,7 +63,7 @@ class PromptedWindowAttention(WindowAttention):
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
         x = self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
         if stream.goes_on:
-            stream.mixed = x[:, :count].unflatten(0, (-1, windows)).mean(1)
+            stream.mixed = torch.unflatten(x[:, :count], 0, (-1, windows)).mean(1)
             x = x[:, count:]
         return x
 

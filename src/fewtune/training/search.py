@@ -28,14 +28,14 @@ log = logging.getLogger("fewtune")
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The recipe with the best pair, and a row for every pair that was tried."""
 
     best: Recipe
     rows: list[dict[str, Any]]
 
 
-def search_recipe(work: Work) -> Found:
+def search_recipe(work: Work) -> SearchResult:
     """Try every pair for `search_epochs` epochs; the best by validation accuracy (or what else the
     task measures), of equals by the lower loss.
 
@@ -49,7 +49,7 @@ def search_recipe(work: Work) -> Found:
     if recipe.train_on != "train":
         raise ConfigError("--search judges on validation images; leave train_on=train+val out")
     if recipe.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("--search runs in one process; search on one machine, then train with what it found")
+        raise ConfigError("--search runs in one process; search on one machine, then train with its result")
     scores = None
     if method.score is not None:
         if recipe.selection is not None:
@@ -66,7 +66,7 @@ def search_recipe(work: Work) -> Found:
     measured = f"val_{work.learner_class.measure}"
     best = max(range(len(rows)), key=lambda i: (rows[i][measured], -rows[i]["val_loss"]))
     log.info("best: %s", _line(rows[best]))
-    return Found(recipe.changed(**_searched(candidates[best])), rows)
+    return SearchResult(recipe.changed(**_searched(candidates[best])), rows)
 
 
 def _candidates(recipe: Recipe, selects: bool) -> Iterator[Recipe]:
