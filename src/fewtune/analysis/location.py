@@ -37,18 +37,18 @@ def located(selection: Selection, parts: Mapping[str, str]) -> dict[str, Located
     if not selection.connections:
         raise SelectionError("the selection has no connections, so they lie nowhere")
     views = selection.anatomy.views
-    found: dict[str, list[str]] = {part: fnmatch.filter(views, pattern) for part, pattern in parts.items()}
-    if unmatched := [part for part, names in found.items() if not names]:
+    weights: dict[str, list[str]] = {part: fnmatch.filter(views, pattern) for part, pattern in parts.items()}
+    if unmatched := [part for part, names in weights.items() if not names]:
         pattern = parts[unmatched[0]]
         raise SelectionError(f"no weight matches {pattern!r} of {unmatched[0]!r}{nearest(pattern, views)}")
     owner: dict[str, str] = {}
-    for part, names in found.items():
+    for part, names in weights.items():
         for name in names:
             if name in owner:
                 raise SelectionError(f"{name} belongs to {owner[name]!r} and to {part!r}; expected one part")
             owner[name] = part
     if rest := [name for name in views if name not in owner]:
-        found["elsewhere"] = rest
+        weights["elsewhere"] = rest
     counts, neurons = selection.per_layer(), sum(view.neurons for view in views.values())
     return {
         part: Located(
@@ -56,5 +56,5 @@ def located(selection: Selection, parts: Mapping[str, str]) -> dict[str, Located
             chosen / selection.connections,
             sum(views[name].neurons for name in names) / neurons,
         )
-        for part, names in found.items()
+        for part, names in weights.items()
     }

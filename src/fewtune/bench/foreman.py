@@ -135,9 +135,9 @@ class _Foreman:
         return self.ledger.recipe(run, self.progress.runs)
 
     def offer(self, running: list[Job]) -> Job | None:
-        """A run that can be done now; one that needs scores which another is just taking must wait for them."""
+        """A run that can be done now; one that needs scores which another is computing must wait for them."""
         busy = {job.name for job in running}
-        taking = {job.scores for job in running if job.scores is not None and not job.scores.exists()}
+        pending = {job.scores for job in running if job.scores is not None and not job.scores.exists()}
         for name in self.progress.waiting:
             run = self.progress.runs[name]
             if name in busy or not set(run.needs) <= set(self.progress.done) | set(self.progress.failed):
@@ -147,7 +147,7 @@ class _Foreman:
                 self._fail(name, f"nothing could be chosen for it, since {lost[0]} failed")
                 continue
             job = Job(run.kind, name, self._recipe_of(run), self.out, self.grid.judged)
-            if job.scores not in taking:
+            if job.scores not in pending:
                 return job
         return None
 

@@ -31,7 +31,7 @@ from fewtune.recipes import read
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Choices = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
-OWN = {"seed", "train_on", "stop_after"}
+SET_BY_BENCH = {"seed", "train_on", "stop_after"}
 """Settings that the bench decides itself."""
 
 
@@ -129,8 +129,8 @@ class Grid(BaseModel):
 
     def choices_of(self, method: str) -> list[dict[str, Any]]:
         """Every combination of the values that are tried for a method; one empty choice where there is none."""
-        own = self.methods[method].choices
-        given = self.choices if own is None else own
+        choices = self.methods[method].choices
+        given = self.choices if choices is None else choices
         return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
     def chooses(self, task: str, method: str) -> bool:
@@ -206,7 +206,7 @@ def _put(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{override}: {parent} holds no keys of its own")
+            raise ConfigError(f"{override}: {parent} holds a value and no keys")
     values[last] = yaml.safe_load(text)
 
 
@@ -227,12 +227,12 @@ def _keys(part: Any) -> list[str]:
 
 
 def _unknown(values: Mapping[str, Any]) -> Iterator[str]:
-    for where, keys, own in _settings_of(values):
+    for where, keys, more in _settings_of(values):
         for key in keys:
-            if key in OWN:
+            if key in SET_BY_BENCH:
                 yield f"{where}.{key}: the bench sets it itself; leave it out"
-            elif key not in Recipe.model_fields and key not in own:
-                yield f"unknown key '{where}.{key}'" + _nearest(key, [*Recipe.model_fields, *own])
+            elif key not in Recipe.model_fields and key not in more:
+                yield f"unknown key '{where}.{key}'" + _nearest(key, [*Recipe.model_fields, *more])
 
 
 def _wrong(grid: Grid) -> Iterator[str]:
@@ -258,7 +258,7 @@ def _known_part(part: Any) -> Any:
 
 
 def _only_known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key in Recipe.model_fields and key not in OWN}
+    return {key: value for key, value in settings.items() if key in Recipe.model_fields and key not in SET_BY_BENCH}
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

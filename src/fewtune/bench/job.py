@@ -118,12 +118,12 @@ def _try_choice(job: Job) -> None:
     work = replace(work, data=replace(work.data, test=None))
     if job.scores is not None and not folder.selection.exists():
         _select(job, work, folder)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
-        found["candidates"] = _candidates(work, folder, job.epochs)
+        result["candidates"] = _candidates(work, folder, job.epochs)
     except NonFiniteLoss as error:
-        found = {"candidates": [], "diverged": str(error)}
-    write_json(folder.path / "validation.json", {**found, "seconds": time.perf_counter() - started})
+        result = {"candidates": [], "diverged": str(error)}
+    write_json(folder.path / "validation.json", {**result, "seconds": time.perf_counter() - started})
 
 
 def _candidates(work: Work, folder: RunFolder, epochs: Epochs) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ def _candidates(work: Work, folder: RunFolder, epochs: Epochs) -> list[dict[str,
 
 
 def _select(job: Job, work: Work, folder: RunFolder) -> None:
-    """Choose the connections from scores that are taken once and kept for all runs that need the same."""
+    """Choose the connections from scores that are computed for the first run and kept for all that need the same."""
     path = job.scores
     assert path is not None
     if not path.exists():

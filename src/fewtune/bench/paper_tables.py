@@ -50,8 +50,8 @@ class PaperTable:
 
     def value(self, row: dict[str, str], column: str) -> float | None:
         """A printed cell as a number; the part before ± where there is one. None where there is none."""
-        found = re.match(r"-?[\d,]*\.?\d+", row[column])
-        return float(found[0].replace(",", "")) if found else None
+        number = re.match(r"-?[\d,]*\.?\d+", row[column])
+        return float(number[0].replace(",", "")) if number else None
 
     def group_mean(self, row: dict[str, str], name: str) -> float | None:
         """A computed column of a printed row: the mean of the means of its groups of data sets."""

@@ -33,7 +33,7 @@ def grid_tables(grid: Grid, out: Path) -> list[Table]:
 def paper_tables(grid: Grid, out: Path) -> list[Table]:
     """Those of the paper's tables to which the grid has something to say, ours beside the printed values."""
     cells = collect(grid, out)
-    return [found for number in numbers() if (found := beside(paper_table(number), grid, cells)).ours]
+    return [table for number in numbers() if (table := beside(paper_table(number), grid, cells)).ours]
 
 
 def printed(number: int) -> Table:
@@ -111,10 +111,10 @@ def differences(grid: Grid, cells: Cells) -> Table:
     base, rows = _title(grid.methods[grid.baseline].title, grid.baseline), []
     for method in [method for method in grid.methods if method != grid.baseline]:
         pairs = [(cells.get((task, grid.baseline)), cells.get((task, method))) for task in grid.tasks]
-        found = [None if a is None or b is None else difference(a, b) for a, b in pairs]
+        by_task = [None if a is None or b is None else difference(a, b) for a, b in pairs]
         mean = over_tasks(grid, cells, grid.baseline, method)
         seen = "" if mean is None else f"{100 * mean.seen:.1f}"
-        rows.append((_title(grid.methods[method].title, method), *map(told, found), told(mean), seen))
+        rows.append((_title(grid.methods[method].title, method), *map(told, by_task), told(mean), seen))
     titles = [_title(task.title, name) for name, task in grid.tasks.items()]
     notes = (
         "points, with 95 % intervals over seeds and test images together (of the mean: the tasks are fixed)",
@@ -164,13 +164,13 @@ def beside(table: PaperTable, grid: Grid | None, cells: Cells) -> Table:
     for row in table.cells:
         rows.append((row[table.label], "paper", *_printed_cells(table, row)))
         for method in [name for name in left if _row_of(table, grid, name, cells) == _row_name(table, row)]:
-            added = _own_cells(table, grid, method, cells, _row_backbone(row[table.label]))
+            added = _our_cells(table, grid, method, cells, _row_backbone(row[table.label]))
             if any(added):
                 ours.add(len(rows))
                 rows.append((f"{method} (fewtune)", "measured", *added))
     known = {_row_name(table, row) for row in table.cells}
     for method in [name for name in left if _row_of(table, grid, name, cells) not in known]:
-        added = _own_cells(table, grid, method, cells, None)
+        added = _our_cells(table, grid, method, cells, None)
         if any(added):
             ours.add(len(rows))
             rows.append((f"{method} (fewtune)", "measured", *added))
@@ -234,7 +234,7 @@ def backbone_name(model: str) -> str | None:
     return next((name for start, name in BACKBONES.items() if model.startswith(start)), None)
 
 
-def _own_cells(table: PaperTable, grid: Grid | None, method: str, cells: Cells, on: str | None) -> list[str]:
+def _our_cells(table: PaperTable, grid: Grid | None, method: str, cells: Cells, on: str | None) -> list[str]:
     """A row of ours under the paper's columns; "" where something was not measured."""
     by_key: dict[tuple[str, str | None], Cell] = {}
     for (_, name), cell in cells.items():
@@ -243,15 +243,15 @@ def _own_cells(table: PaperTable, grid: Grid | None, method: str, cells: Cells, 
             by_key[key, backbone_name(cell.recipe.model)] = cell
 
     def value(column: Column, of: tuple[str, ...]) -> float | None:
-        found = [by_key.get((key, column.on or on)) for key in of]
-        return mean_of([None if cell is None else WHAT.get(column.what, _ood(column.what))(cell) for cell in found])
+        measured = [by_key.get((key, column.on or on)) for key in of]
+        return mean_of([None if cell is None else WHAT.get(column.what, _ood(column.what))(cell) for cell in measured])
 
     texts = []
     for name in table.header:
         if name != table.label:
             column = table.columns.get(name)
-            found = None if column is None else value(column, column.of)
-            texts.append("" if found is None or column is None else _text(column.what, found, by_key, column, on))
+            ours = None if column is None else value(column, column.of)
+            texts.append("" if ours is None or column is None else _text(column.what, ours, by_key, column, on))
     for groups in table.computed.values():
         whole = Column((), "accuracy", next(iter(table.columns.values())).on)
         mean = mean_of([value(whole, group) for group in groups])
@@ -269,8 +269,8 @@ def _text(what: str, value: float, cells: Mapping[tuple[str, str | None], Cell],
 
 def _ood(key: str) -> Callable[[Cell], float | None]:
     def scored(cell: Cell) -> float | None:
-        found = [metrics["ood"][key] for metrics in cell.metrics if key in metrics.get("ood", {})]
-        values = [one["mce"] if key == "imagenet-c" else one["accuracy"]["value"] for one in found]
+        sets = [metrics["ood"][key] for metrics in cell.metrics if key in metrics.get("ood", {})]
+        values = [one["mce"] if key == "imagenet-c" else one["accuracy"]["value"] for one in sets]
         return 100 * statistics.fmean(values) if values else None
 
     return scored

@@ -153,14 +153,14 @@ def difference(first: Cell, second: Cell) -> Difference | None:
 
 def over_tasks(grid: Grid, cells: Mapping[tuple[str, str], Cell], first: str, second: str) -> Difference | None:
     """The mean over tasks of `second` minus `first`; None where a task lacks one of them."""
-    found = []
+    by_task = []
     for task in grid.tasks:
         pair = cells.get((task, first)), cells.get((task, second))
         one = None if pair[0] is None or pair[1] is None else difference(pair[0], pair[1])
         if one is None:
             return None
-        found.append(one)
-    return mean_difference(found)
+        by_task.append(one)
+    return mean_difference(by_task)
 
 
 def to_json(grid: Grid, out: Path) -> list[dict[str, Any]]:

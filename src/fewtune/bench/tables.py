@@ -97,8 +97,8 @@ def _html(table: Table) -> str:
         lines.append(f'<tr class="groups"><th colspan="{table.text_columns}"></th>{spans}{after}</tr>')
     lines.append("<tr>" + _cells("th", table.columns, kind) + "</tr></thead><tbody>")
     for number, row in enumerate(table.rows):
-        own = ' class="ours"' if number in table.ours else ""
-        lines.append(f"<tr{own}>{_cells('td', row, kind)}</tr>")
+        ours = ' class="ours"' if number in table.ours else ""
+        lines.append(f"<tr{ours}>{_cells('td', row, kind)}</tr>")
     lines.append("</tbody></table></div>")
     if table.notes:
         lines.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in table.notes) + "</ul>")
