@@ -19,7 +19,7 @@ CLASSES = {"birds": ("owl", "wren"), "rust": ("none", "some", "much"), "leaves":
 
 
 def backbone() -> Backbone:
-    return load_backbone(SOURCE, num_classes=1, image_size=32, pretrained=False)
+    return load_backbone(SOURCE, num_classes=4, image_size=32, pretrained=False)
 
 
 def task_file(path: Path, classes: tuple[str, ...], seed: int = 0) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,9 @@ def open_bank(
     if not folder.is_dir():
         raise DataError(f"there is no folder of task files at {folder}")
     if backbone is None:
-        loaded = backbone_from_description(dict(_described_backbone(folder)), 1, progress)
+        # With a head of the size it had then: where weights are random, the head's size decides what all of them are.
+        described = _described_backbone(folder)
+        loaded = backbone_from_description(described, described.get("num_classes") or 1, progress)
     else:
         loaded = load_backbone(backbone, num_classes=1, progress=progress)
     loaded.model.to(device)
@@ -79,16 +81,16 @@ def open_bank(
     return OpenedBank(bank, followed, loaded, torch.device(device))
 
 
-def _described_backbone(folder: Path) -> Mapping[str, Any]:
-    """What the first task file that can be read says of its backbone."""
+def _described_backbone(folder: Path) -> dict[str, Any]:
+    """What the first task file that can be read and names its backbone says of it."""
     said = "there is none"
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            description = load_task_file(file).metadata.get("backbone")
+            described = load_task_file(file).metadata.get("backbone")
         except FewtuneError as error:
             said = str(error)
             continue
-        if description:
-            return dict(description)
+        if described:
+            return dict(described)
         said = f"{file} names none"
     raise DataError(f"{folder} holds no task file that names its backbone ({said}): name it with --backbone")
