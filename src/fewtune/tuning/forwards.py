@@ -1,4 +1,4 @@
-"""Own forwards of stock Linear and convolution layers, where the dense weight gradient is never formed."""
+"""Forward passes of stock Linear and convolution layers whose dense weight gradient is never formed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def fast_forward(base: type[nn.Module]) -> Callable[..., Tensor] | None:
-    """The own forward for a layer class whose forward is the stock one; None for all others."""
+    """The fast forward pass for a layer class whose forward is the stock one; None for all others."""
     if issubclass(base, nn.Linear) and base.forward is nn.Linear.forward:
         return _linear_forward
     for stock in _CONVOLUTIONS:

@@ -1,4 +1,4 @@
-"""A sample of the weights that nothing may move, so that no delta is taken where something did."""
+"""A sample of the weights that must stay as they are, by which a delta is refused where something moved them."""
 
 from __future__ import annotations
 

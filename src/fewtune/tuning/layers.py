@@ -4,7 +4,7 @@ Two ways lead to the gradient of the selected connections:
 
 * a property in place of the attribute (``layer.weight``), which hands out the frozen tensor with a gradient that keeps
   the selected entries only: right for any use of the weight, by whatever code;
-* an own forward of stock Linear and convolution layers, where the dense gradient is never formed.
+* a forward of its own for stock Linear and convolution layers, in which the dense gradient is never formed.
 """
 
 from __future__ import annotations

@@ -141,12 +141,12 @@ class Tuner:
         self._must_be_attached()
         self._parts.check(self.model, self.parameters())
         self.sync()
-        own = self._parts.parameters()
-        if meta := [name for name, parameter in own.items() if parameter.is_meta]:
+        held = self._parts.parameters()
+        if meta := [name for name, parameter in held.items() if parameter.is_meta]:
             raise TuningError(
                 f"{meta[0]} is on the meta device and has no numbers: move the model back, load its state"
             )
-        parameters = {name: _whole_tensor(p) for name, p in own.items() if name in self.selection.anatomy.shapes}
+        parameters = {name: _whole_tensor(p) for name, p in held.items() if name in self.selection.anatomy.shapes}
         if moved := self._sample.first_moved(parameters):
             raise TuningError(
                 f"weights of {moved} that were not selected have other numbers than when they were attached. An "
