@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 
 from fewtune.analysis import image_features, in_the_plane, neighbours_alike
 from fewtune.bench.grid import read_grid
+from fewtune.classification.loaded import load_task
 from fewtune.data import load_data
 from fewtune.models import load_backbone
 from fewtune.training.loaders import image_loader
-from fewtune.training.task import load_task
 
 STUDIES = Path(__file__).parent
 IMAGES = 600

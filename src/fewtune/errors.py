@@ -5,6 +5,9 @@ Every message says what was got, what was expected and what to do; the command l
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
 
 class FewtuneError(Exception):
     """Base of all errors that are a user's to mend."""
@@ -43,3 +46,18 @@ class MissingExtra(FewtuneError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed, and this needs it: pip install 'fewtune[{extra}]'")
+
+
+Progress = Callable[[str], None]
+"""Told in words what slow work goes on."""
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """What an error adds after an unknown name: " (did you mean 'x'?)", or nothing where no known name is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

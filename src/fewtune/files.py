@@ -1,11 +1,15 @@
-"""Safetensors files, written atomically and read with one clear error."""
+"""Files that are whole or absent: bytes, text, JSON, CSV and tensors."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -31,10 +35,44 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all. OSError where the disk is full or the folder may not be written."""
+    write_bytes(Path(path), text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write plain dicts, lists and numbers as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What stands in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as CSV."""
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV; the first row's keys are the header."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes tensors and a header of strings as one safetensors file, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(plain, dict(metadata)))
+
+
+def save_state(state: dict[str, Tensor], out: Path) -> None:
+    """Write tensors as one safetensors file, whole or not at all."""
+    write_tensors(out, {name: tensor.clone() for name, tensor in state.items()}, {"format": "pt"})
 
 
 def read_tensors(path: Path, error: type[FewtuneError]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,26 +1,13 @@
-"""Accuracy and its kin, with bootstrap intervals.
-
-Every measure is computed once, from the probabilities of all test images, so that nothing depends on batches.
-"""
+"""Intervals of means and of differences."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 from fewtune.errors import DataError
-
-CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -31,25 +18,6 @@ class Interval:
     low: float
     high: float
     level: float = 0.95
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `evaluate` says of one set of predictions; lists run over classes, fractions lie in 0..1."""
-
-    images: int
-    accuracy: Interval
-    balanced_accuracy: float
-    calibration_error: float
-    class_names: tuple[str, ...]
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
-    support: tuple[int, ...]
-    confusion: tuple[tuple[int, ...], ...]
-
-    def to_json(self) -> dict:
-        """Plain dicts, lists and numbers."""
-        return json.loads(json.dumps(asdict(self)))
 
 
 def bootstrap(values: np.ndarray, *, samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
@@ -76,32 +44,6 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, **options: float) ->
     return bootstrap(np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64), **options)  # type: ignore[arg-type]
 
 
-def report(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Report:
-    """All measures of `probabilities` [N, C] against `labels` [N].
-
-    Balanced accuracy is the mean recall over the classes that occur among the labels. The calibration error is
-    the expected one over 15 equal bins (Guo et al. 2017). Precision of a class that is never predicted, and
-    recall of one that never occurs, are 0.
-    """
-    classes = len(class_names)
-    if probabilities.shape != (len(labels), classes):
-        raise DataError(f"expected probabilities of shape ({len(labels)}, {classes}), got {tuple(probabilities.shape)}")
-    predicted = probabilities.argmax(dim=1)
-    support = torch.bincount(labels, minlength=classes)
-    recall = multiclass_recall(predicted, labels, num_classes=classes, average="none")
-    precision = multiclass_precision(predicted, labels, num_classes=classes, average="none")
-    confusion = multiclass_confusion_matrix(predicted, labels, num_classes=classes)
-    calibration = multiclass_calibration_error(
-        probabilities.float(), labels, num_classes=classes, n_bins=CALIBRATION_BINS, norm="l1"
-    )
-    return Report(
-        images=len(labels),
-        accuracy=bootstrap((predicted == labels).numpy()),
-        balanced_accuracy=float(recall[support > 0].mean()),
-        calibration_error=float(calibration),
-        class_names=class_names,
-        precision=tuple(precision.tolist()),
-        recall=tuple(recall.tolist()),
-        support=tuple(support.tolist()),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
-    )
+def percent(interval: Mapping[str, float]) -> str:
+    """A share with its interval, in percent."""
+    return f"{100 * interval['value']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"

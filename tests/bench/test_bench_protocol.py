@@ -11,8 +11,7 @@ import torch
 
 from fewtune.bench.job import Job, do
 from fewtune.errors import ConfigError, TuningError
-from fewtune.training import evaluate, fit
-from fewtune.training.protocol import prepare
+from fewtune.tasks import evaluate, fit, prepare
 from runs import coloured_folder, tiny_recipe
 
 

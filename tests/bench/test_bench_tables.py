@@ -23,7 +23,7 @@ from fewtune.bench.results import Cell, difference
 from fewtune.bench.tables import Table, csv_text, html_page, markdown
 from fewtune.config import recipe_from
 from fewtune.errors import DataError
-from fewtune.training.folder import RunFolder
+from fewtune.training.run_folder import RunFolder
 from runs import fewtune
 
 VIT = "timm:vit_base_patch16_224.augreg_in21k"

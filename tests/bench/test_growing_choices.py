@@ -13,7 +13,7 @@ from fewtune.bench.foreman import status
 from fewtune.bench.grid import Grid, grid_from
 from fewtune.bench.plan import Run
 from fewtune.errors import ConfigError
-from fewtune.training.folder import RunFolder
+from fewtune.training.run_folder import RunFolder
 
 RATES = [1e-3, 3e-3, 1e-2]
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from fewtune.cli import main
-from fewtune.training import fit
+from fewtune.tasks import fit
 from runs import arguments, coloured_folder, tiny_recipe
 
 

@@ -14,7 +14,7 @@ from fewtune.analysis import rank_correlation
 from fewtune.config import recipe_from
 from fewtune.errors import ConfigError, DeltaError, ImportanceError
 from fewtune.oracle import difference_importance
-from fewtune.training import fit
+from fewtune.tasks import fit
 from runs import coloured_folder, tiny_recipe
 from scored import WEIGHTS, batches, net
 

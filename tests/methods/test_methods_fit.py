@@ -11,10 +11,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from fewtune.classification.checkpoints import export
 from fewtune.errors import TuningError
-from fewtune.training import evaluate, fit, predict
-from fewtune.training.checkpoints import export
-from fewtune.training.task import load_task
+from fewtune.tasks import evaluate, fit, load_task, predict
 from fewtune.training.trainer import SaveEpochs
 from runs import coloured_folder, fewtune, tiny_recipe
 

@@ -13,9 +13,10 @@ from fewtune.errors import ModelError
 from fewtune.methods import SSF, VPT, Adapter, Inserted, LoRA, MethodFile, Modules, load_method_file
 from fewtune.methods.spt_plan import plan, sensitivity
 from fewtune.neurons import describe
-from fewtune.segmentation import evaluate, fit
+from fewtune.segmentation.evaluate import evaluate
+from fewtune.segmentation.loaded import load_tuned_segmenter
 from fewtune.segmentation.models import Segmenter
-from fewtune.segmentation.task import load_mask_task
+from fewtune.tasks import fit
 from masks import mask_folder
 from segmenters import SIZE, saved_sam, small_sam
 
@@ -95,7 +96,7 @@ def test_a_segmentation_run_and_its_task_file(method: str, tmp_path: Path) -> No
         }
     )  # fmt: skip
     result = fit(recipe, tmp_path / "run")
-    task = load_mask_task(result.folder.delta)
+    task = load_tuned_segmenter(result.folder.delta)
     assert isinstance(task.delta, MethodFile)
     assert task.delta.trained == result.metrics["trained"]
     again = evaluate(recipe.data, delta=result.folder.delta, batch_size=2, test_fraction=0.3, accelerator="cpu")

@@ -15,9 +15,9 @@ from fewtune.config import Recipe
 from fewtune.importance import Scores
 from fewtune.methods.gps import choose
 from fewtune.selection import Selection
-from fewtune.training import evaluate, fit
-from fewtune.training.protocol import Work, prepare
+from fewtune.tasks import evaluate, fit, prepare
 from fewtune.training.tuners import score
+from fewtune.training.work import Work
 from runs import coloured_folder, tiny_recipe
 
 

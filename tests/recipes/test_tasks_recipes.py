@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 import miniatures
 from fewtune import recipes
+from fewtune.classification.learner import Classifier
 from fewtune.cli.app import app
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError
 from fewtune.recipes.table import ROWS
 from fewtune.recipes.write import render
-from fewtune.training import fit
-from fewtune.training.classifying import Classifier
+from fewtune.tasks import fit
 
 SMALLEST = {
     "vit_b16": "timm:test_vit", "swin_b": "timm:swin_tiny_patch4_window7_224", "convnext_b": "timm:test_convnext"

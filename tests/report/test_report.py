@@ -18,8 +18,7 @@ from fewtune.metrics import paired_bootstrap
 from fewtune.report import write_report
 from fewtune.report.page import difference, result
 from fewtune.report.reading import read_run
-from fewtune.segmentation import fit as fit_masks
-from fewtune.training import fit
+from fewtune.tasks import fit
 from masks import mask_folder
 from runs import coloured_folder, fewtune, tiny_recipe
 
@@ -44,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "data": str(masks), "test_fraction": 0.25, "epochs": 3, "warmup_epochs": 1, "batch_size": 4,
         "accelerator": "cpu",
     }  # fmt: skip
-    fit_masks(recipe_from(settings), root / "masks")
+    fit(recipe_from(settings), root / "masks")
     return Runs(root / "gps", root / "bias", root / "masks")
 
 

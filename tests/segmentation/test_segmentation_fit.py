@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fewtune import load_delta
+from fewtune.classification.loaded import load_classifier
 from fewtune.cli import _one_line
 from fewtune.cli.app import app
 from fewtune.config import Recipe, read_recipe, recipe_from
@@ -23,15 +24,14 @@ from fewtune.data import MaskSplit
 from fewtune.errors import ConfigError, DataError, DeltaError
 from fewtune.importance import gradient_importance
 from fewtune.losses import segmentation_loss
-from fewtune.segmentation import evaluate, fit
-from fewtune.segmentation.evaluation import read_measures
-from fewtune.segmentation.learning import MaskLearner, SegmentationLoss, mask_dice
+from fewtune.segmentation.evaluate import evaluate, read_measures
+from fewtune.segmentation.learner import MaskLearner, SegmentationLoss, mask_dice
+from fewtune.segmentation.loaded import load_tuned_segmenter
 from fewtune.segmentation.metrics import NAMES, dice, measure
 from fewtune.segmentation.models import load_segmenter
-from fewtune.segmentation.prediction import probability_maps
-from fewtune.segmentation.protocol import prepare
-from fewtune.segmentation.task import load_mask_task
-from fewtune.training import fit as fit_classifier
+from fewtune.segmentation.predict import probability_maps
+from fewtune.segmentation.work import prepare
+from fewtune.tasks import fit, task_of
 from fewtune.training.tuners import score
 from masks import mask_folder, scene
 from runs import coloured_folder, fewtune, tiny_recipe
@@ -123,7 +123,7 @@ def test_export_of_a_task(trained: tuple[Path, dict], images: Path, tmp_path: Pa
     segmenter.model.load_state_dict(load_file(out), strict=True)
     files = sorted((images / "images").iterdir())[:2]
     maps = (list(probability_maps(one, files, torch.device("cpu"))) for one in
-            (segmenter, load_mask_task(delta).segmenter))  # fmt: skip
+            (segmenter, load_tuned_segmenter(delta).segmenter))  # fmt: skip
     assert all(np.array_equal(a, b) for a, b in zip(*maps, strict=True))
     assert "timm:test_vit" in run("delta", "inspect", delta)
     for arguments in (["apply", delta, out], ["revert", delta, out]):
@@ -265,7 +265,7 @@ def test_select_fit_delta_revert_predict_of_sam(images: Path, tmp_path: Path) ->
     files = sorted((images / "images").iterdir())[:3]
     device = torch.device("cpu")
     maps = list(probability_maps(untouched, files, device))
-    task = load_mask_task(result.folder.delta)
+    task = load_tuned_segmenter(result.folder.delta)
     tuned = list(probability_maps(task.segmenter, files, device))
     assert all(m.shape == (Image.open(f).height, Image.open(f).width) for m, f in zip(maps, files, strict=True))
     assert max(float(np.abs(a - b).max()) for a, b in zip(maps, tuned, strict=True)) > 1e-3
@@ -354,13 +354,13 @@ def test_mistakes_on_the_command_line_are_one_line(trained: tuple[Path, dict], i
 def test_the_two_kinds_of_task_are_not_mistaken_for_each_other(
     trained: tuple[Path, dict], images: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"fewtune\.segmentation\.fit"):
-        fit_classifier(recipe(images), tmp_path / "wrong")
-    assert not (tmp_path / "wrong").exists()
     classes = coloured_folder(tmp_path / "classes")
-    classifier = fit_classifier(tiny_recipe(classes, epochs=1), tmp_path / "classifier")
+    classifier = fit(tiny_recipe(classes, epochs=1), tmp_path / "classifier")
+    assert [task_of(file).name for file in (classifier.folder.delta, trained[0])] == ["classification", "segmentation"]
+    with pytest.raises(DeltaError, match="is of a segmentation run, expected one of classification"):
+        load_classifier(trained[0])
     with pytest.raises(DeltaError, match="no task file of a segmentation run"):
-        load_mask_task(classifier.folder.delta)
+        load_tuned_segmenter(classifier.folder.delta)
     with pytest.raises(ConfigError, match="give a task file"):
         evaluate(str(images))
 

@@ -8,7 +8,7 @@ import pytest
 
 import miniatures
 from fewtune import recipes
-from fewtune.segmentation import fit
+from fewtune.tasks import fit
 from segmenters import saved_sam
 
 NAME = "kvasir-seg/sam_vit_b"

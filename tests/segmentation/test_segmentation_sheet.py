@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from fewtune.segmentation.prediction import TINT, overlay
+from fewtune.segmentation.predict import TINT, overlay
 from fewtune.segmentation.sheet import FALSE, HIT, MISSED, SIDE, Sample, draw_sheet, error_picture
 
 

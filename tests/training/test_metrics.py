@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fewtune.classification.metrics import report
 from fewtune.errors import DataError
-from fewtune.metrics import bootstrap, paired_bootstrap, report
+from fewtune.metrics import bootstrap, paired_bootstrap
 
 
 def test_report_of_a_small_hand_made_case() -> None:

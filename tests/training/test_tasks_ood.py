@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import miniatures
 from fewtune import recipes
+from fewtune.classification.ood import ALEXNET_ERRORS, Scorer, mean_corruption_error, outputs_of, score, score_task
 from fewtune.cli.app import app
 from fewtune.data.declared import CORRUPTIONS, SEVERITIES
 from fewtune.data.transforms import eval_transform
 from fewtune.errors import ConfigError, DataError
 from fewtune.models import Backbone
-from fewtune.training import fit
-from fewtune.training.ood import ALEXNET_ERRORS, Scorer, mean_corruption_error, outputs_of, score, score_task
+from fewtune.tasks import fit
 
 COLOURS = {wnid: (40 * i + 20, 200 - 30 * i, 10 * i) for i, wnid in enumerate(miniatures.WNIDS)}
 """One colour a class, so that a model can know the classes."""
@@ -74,7 +74,7 @@ def test_classes_are_found_by_name_wherever_they_stand(root: Path) -> None:
 
 def test_a_wrong_mapping_is_seen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The set's own class numbers, 0, 1, 2, are not the model's outputs."""
-    from fewtune.training import ood
+    from fewtune.classification import ood
 
     monkeypatch.setattr(ood, "outputs_of", lambda folders, names, what: list(range(len(folders))))
     for key in ("imagenet-a", "imagenet-r"):

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import fewtune
+from fewtune.classification.learner import Classifier
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError
-from fewtune.training import evaluate, fit, predict
-from fewtune.training.classifying import Classifier
-from fewtune.training.module import NonFiniteLoss
+from fewtune.tasks import evaluate, fit, predict
+from fewtune.training.learner import NonFiniteLoss
 from runs import coloured_folder, tiny_recipe
 
 
@@ -140,16 +140,13 @@ def test_a_bad_start_leaves_no_folder(images: Path, tmp_path: Path) -> None:
 
 
 def test_search_scores_once_and_trains_with_the_best(images: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    import fewtune.training.protocol as protocol
-
     calls = []
-    score = protocol.score
 
     def counted(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
-        return score(*arguments, **options)
+        return fewtune.gradient_importance(*arguments, **options)
 
-    monkeypatch.setattr(protocol, "score", counted)
+    monkeypatch.setattr("fewtune.methods.criteria.gradient_importance", counted)
     recipe = tiny_recipe(images, epochs=2, search_lr=[1e-6, 1e-2], search_k=[1, 3], search_epochs=2)
     result = fit(recipe, tmp_path / "run", search=True)
     assert len(calls) == 2  # once for all four pairs of the search, and once for the run with the best
@@ -160,16 +157,14 @@ def test_search_scores_once_and_trains_with_the_best(images: Path, tmp_path: Pat
     best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
     assert (chosen.lr, chosen.k, chosen.epochs) == (float(best["lr"]), float(best["k"]), 2)
     assert fewtune.Selection.load(result.folder.selection).connections == chosen.k * 3136
-    monkeypatch.setattr(protocol, "score", pytest.fail)
+    monkeypatch.setattr("fewtune.methods.criteria.gradient_importance", pytest.fail)
     assert fit(recipe, tmp_path / "run", resume=True, search=True).metrics == result.metrics
     with pytest.raises(ConfigError, match="no learning rate"):
         fit(recipe.changed(method="linear"), tmp_path / "other", search=True)
 
 
 def test_a_saved_selection_is_trained(images: Path, tmp_path: Path, run: Any, monkeypatch: Any) -> None:
-    import fewtune.training.protocol as protocol
-
-    monkeypatch.setattr(protocol, "score", pytest.fail)
+    monkeypatch.setattr("fewtune.methods.criteria.gradient_importance", pytest.fail)
     saved = run[0].folder.selection
     result = fit(tiny_recipe(images, selection=str(saved), epochs=1), tmp_path / "run")
     assert fewtune.Selection.load(result.folder.selection) == fewtune.Selection.load(saved)

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 import fewtune
+from fewtune.classification.learner import _class_weights
 from fewtune.data import load_data
 from fewtune.errors import ModelError, TuningError
 from fewtune.methods.bias import bias
 from fewtune.methods.full import Full
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
 from fewtune.models import load_backbone
-from fewtune.training.averaging import Average
-from fewtune.training.classifying import _class_weights
+from fewtune.training.ema import Average
+from fewtune.training.learner import learning_rate
 from fewtune.training.loaders import image_loader
-from fewtune.training.schedule import learning_rate
 from runs import coloured_folder
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewtune.training import fit
+from fewtune.tasks import fit
 from runs import arguments, coloured_folder, fewtune, tiny_recipe
 
 TIMEOUT = 240

@@ -25,8 +25,8 @@ from fewtune.methods import METHODS, Tuner
 from fewtune.methods.base import Batch, S
 from fewtune.models import Backbone, load_backbone, logits
 from fewtune.objectives import CrossEntropy, Objective, SupCon
-from fewtune.training.measure import held_memory, peak_memory, reset_peak_memory
-from fewtune.training.probabilities import pick_device
+from fewtune.training.loaders import pick_device
+from fewtune.training.memory import held_memory, peak_memory, reset_peak_memory
 
 PAPER = ("full", "linear", "bias", "adapter", "lora", "vpt-shallow", "vpt-deep", "ssf", "gps")
 """The methods of the figure; their settings there are the defaults of a recipe."""

@@ -14,15 +14,15 @@ from typing import Any
 from fewtune.bench.choices import next_choice
 from fewtune.bench.estimate import Sizes, seconds_a_pass, sizes_of
 from fewtune.bench.grid import Grid, write_grid
-from fewtune.bench.job import Job, read_json
+from fewtune.bench.job import Job
 from fewtune.bench.ledger import Ledger
 from fewtune.bench.plan import Run, plan
 from fewtune.bench.record import MEASURES
 from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
-from fewtune.training.files import write_json, write_text
-from fewtune.training.folder import RunFolder
+from fewtune.files import read_json, write_json, write_text
+from fewtune.training.run_folder import RunFolder
 
 log = logging.getLogger("fewtune")
 

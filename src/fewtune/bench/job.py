@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fewtune.bench.plan import Kind, scores_file
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError, ImportanceError
-from fewtune.files import read_tensors, write_tensors
+from fewtune.files import read_tensors, write_json, write_tensors, write_text
 from fewtune.importance import Scores
 from fewtune.methods.gps import choose
 from fewtune.neurons import describe
-from fewtune.training.files import write_json, write_text
-from fewtune.training.folder import RunFolder
+from fewtune.tasks import fit, prepare
+from fewtune.training.fit import train
+from fewtune.training.learner import NonFiniteLoss
 from fewtune.training.loaders import seed_all
-from fewtune.training.measure import reset_peak_memory
-from fewtune.training.module import NonFiniteLoss
-from fewtune.training.protocol import fit, prepare, train
+from fewtune.training.memory import reset_peak_memory
+from fewtune.training.run_folder import RunFolder
 from fewtune.training.tuners import fit_at_once, method_of, score
 from fewtune.training.work import Work
 
@@ -83,15 +82,6 @@ def do(job: Job) -> str | None:
     return None
 
 
-def prepared(recipe: Recipe) -> Work:
-    """Data and a fresh model, of the recipe's kind of task."""
-    if recipe.task == "segmentation":
-        from fewtune.segmentation.protocol import prepare as masks
-
-        return masks(recipe)
-    return prepare(recipe)
-
-
 def _begin(job: Job) -> RunFolder:
     """Write what is known before any work, or check that the run which lies there is this one."""
     folder = RunFolder(job.folder)
@@ -106,16 +96,15 @@ def _train(job: Job) -> None:
     """Train on training and validation images, take the last epoch, read the test set once."""
     folder = _begin(job)
     if job.scores is not None and not folder.selection.exists():
-        _select(job, prepared(job.recipe), folder)
+        _select(job, prepare(job.recipe), folder)
         reset_peak_memory()
-    fit(job.recipe, folder.path, resume=True, prepared=prepared)
+    fit(job.recipe, folder.path, resume=True)
 
 
 def _try_choice(job: Job) -> None:
     """Train on the training images and judge every epoch on the validation images; no test image is read."""
     folder, started = _begin(job), time.perf_counter()
-    work = prepared(job.recipe)
-    work = replace(work, data=replace(work.data, test=None))
+    work = prepare(job.recipe).untested()
     if job.scores is not None and not folder.selection.exists():
         _select(job, work, folder)
     result: dict[str, Any] = {}
@@ -162,8 +151,3 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
     scores = Scores(tensors, describe(work.backbone.model, work.backbone.head))
     choose(job.recipe, scores).save(folder.selection)
     write_json(folder.path / "importance.json", {"seconds": float(header["seconds"])})
-
-
-def read_json(path: Path) -> Any:
-    """What stands in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))

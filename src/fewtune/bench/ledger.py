@@ -11,7 +11,7 @@ from fewtune.bench.grid import Grid
 from fewtune.bench.plan import Run
 from fewtune.bench.record import Record, digest, read_records, record_of
 from fewtune.config import Recipe
-from fewtune.training.folder import RunFolder
+from fewtune.training.run_folder import RunFolder
 
 
 class Ledger:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fewtune.bench.grid import Grid
 from fewtune.config import Recipe
 from fewtune.methods import METHODS
-from fewtune.training.folder import RunFolder
+from fewtune.training.run_folder import RunFolder
 
 Kind = Literal["choose", "train"]
 

@@ -18,8 +18,8 @@ import numpy as np
 from fewtune.bench.plan import Kind, Run
 from fewtune.config import Recipe
 from fewtune.errors import DataError
-from fewtune.training.files import write_text
-from fewtune.training.folder import LIBRARIES, MAY_DIFFER, RunFolder
+from fewtune.files import write_text
+from fewtune.training.run_folder import LIBRARIES, MAY_DIFFER, RunFolder
 
 MEASURES = {"classification": "accuracy", "segmentation": "dice"}
 """What is told of the test images of each kind of task."""

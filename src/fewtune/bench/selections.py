@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fewtune.analysis import rank_correlation, sharing
 from fewtune.bench.grid import Grid
-from fewtune.bench.job import prepared
 from fewtune.bench.tables import Table
 from fewtune.selection import Selection
-from fewtune.training.folder import RunFolder
+from fewtune.tasks import prepare
+from fewtune.training.run_folder import RunFolder
 from fewtune.training.tuners import score
 
 Key = tuple[str, str, int]
@@ -48,7 +48,7 @@ def agreement(grid: Grid, out: Path, full: str = "full") -> Table:
         oracle = RunFolder(out / task / full / f"seed-{grid.seeds[0]}")
         if not oracle.delta.exists():
             continue
-        work = prepared(grid.recipe(task, grid.baseline, {}, grid.seeds[0], train_on="train+val"))
+        work = prepare(grid.recipe(task, grid.baseline, {}, grid.seeds[0], train_on="train+val"))
         moved = score(work.renewed(work.recipe.changed(importance="oracle", oracle=str(oracle.delta))))
         for criterion in ("gradient", "magnitude", "random"):
             changed = work.recipe.changed(importance=criterion)

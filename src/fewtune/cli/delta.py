@@ -45,20 +45,19 @@ def export(file: TaskFile, out: Out, as_json: AsJson = False) -> None:
     """Write the tuned model as a plain checkpoint, which timm (or its own library) loads strictly."""
     import logging
 
-    from fewtune.cli import masks
     from fewtune.cli.output import print_json
-    from fewtune.training.checkpoints import export as run
+    from fewtune.files import save_state
+    from fewtune.tasks import load_task
 
     _must_be_safetensors(out)
-    if masks.of_masks(file):
-        masks.export(file, out, logging.getLogger("fewtune").info, as_json)
-        return
-    backbone = run(file, out, logging.getLogger("fewtune").info)
-    described = backbone.describe()
+    task = load_task(file, logging.getLogger("fewtune").info)
+    save_state(task.plain_state_dict(), out)
+    described = task.backbone.describe()
     if as_json:
         print_json({"file": str(out), "backbone": described})
     else:
-        print(f"{out}: {described['source']}, {backbone.num_classes} classes, {backbone.image_size} px")
+        classes = len(task.delta.metadata["class_names"])
+        print(f"{out}: {described['source']}, {classes} classes, {task.backbone.image_size} px")
 
 
 @app.command("apply")
@@ -66,7 +65,7 @@ def apply(
     file: TaskFile, checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the backbone.")], out: Out
 ) -> None:
     """Write a checkpoint with the task in it from one without; refused where it is of another backbone."""
-    from fewtune.training.checkpoints import apply_to_checkpoint
+    from fewtune.classification.checkpoints import apply_to_checkpoint
 
     _must_be_safetensors(out)
     apply_to_checkpoint(file, checkpoint, out)
@@ -83,7 +82,7 @@ def revert(
     """Write the backbone again from a checkpoint with the task in it; the overwritten values come from the backbone."""
     import logging
 
-    from fewtune.training.checkpoints import revert_checkpoint
+    from fewtune.classification.checkpoints import revert_checkpoint
 
     _must_be_safetensors(out)
     revert_checkpoint(file, tuned, out, backbone, logging.getLogger("fewtune").info)

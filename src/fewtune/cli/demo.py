@@ -14,8 +14,9 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:
     """Select, fine-tune, evaluate and apply a task file, beside a linear probe; weights and images come through pip."""
-    from fewtune.cli.output import percent, print_json, print_table, size
+    from fewtune.cli.output import print_json, print_table, size
     from fewtune.demo import DATA, MODEL, NAMES, run
+    from fewtune.metrics import percent
 
     found = run(out, full=full)
     if as_json:

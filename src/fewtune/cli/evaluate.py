@@ -35,83 +35,41 @@ def evaluate(
     accelerator: str = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
-    """Accuracy with a bootstrap interval, per-class figures, confusion matrix and calibration; of a segmentation task,
-    six measures of masks with intervals."""
+    """Accuracy with its interval, per-class figures, confusion matrix and calibration; of a segmentation task, six
+    measures of masks with intervals."""
     import logging
 
-    from fewtune.cli import masks
+    from fewtune import tasks
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.files import write_csv
+    from fewtune.training.task import Drawn
 
     if compare is not None:
-        _compare(compare, as_json)
+        found = tasks.compare(*compare)
+        print_json(found.values) if as_json else print_table(found.rows)
         return
     if (delta is None and model is None) or data is None:
         raise typer.BadParameter("give --delta and --data, or --compare and two files of predictions")
-    common: dict[str, Any] = {
-        "split": split, "batch_size": batch_size or 32, "workers": workers, "accelerator": accelerator,
+    options: dict[str, Any] = {
+        "split": split, "batch_size": batch_size, "workers": workers, "accelerator": accelerator,
         "progress": logging.getLogger("fewtune").info, "seed": seed, "test_fraction": test_fraction,
         "limit_test": limit_test,
     }  # fmt: skip
-    if delta is None or model is not None or masks.of_masks(delta):
-        written: dict[str, Any] = {
-            "predictions": predictions,
-            "sheet": sheet,
-            "sheet_images": sheet_images,
-            "as_json": as_json,
-        }
-        source: dict[str, Any] = {"delta": delta, "model": model, "image_size": image_size, "architecture": arch}
-        masks.evaluate(data, **written, **source, **{**common, "batch_size": batch_size or 1})
-        return
-    if sheet is not None:
-        raise typer.BadParameter("--sheet draws masks, and this task file is of a classification run")
-    from fewtune.cli.output import percent, print_json, print_table
-    from fewtune.training import evaluate as run
-    from fewtune.training.probabilities import write_predictions
-
-    found = run(delta, data, **common)
+    if model is None and delta is not None:
+        task = tasks.task_of(delta)
+    else:
+        task = next(task for task in tasks.TASKS.values() if task.untouched)
+        options |= {"model": model, "image_size": image_size, "architecture": arch}
+    if sheet is not None and not task.draws:
+        raise typer.BadParameter(f"--sheet draws masks, and this task file is of a {task.name} run")
+    evaluation = task.evaluate(data, delta=delta, **options)
     if predictions is not None:
-        write_predictions(predictions, found.rows)
-    report = found.report.to_json()
+        write_csv(predictions, evaluation.rows)
+    if sheet is not None:
+        assert isinstance(evaluation, Drawn)
+        evaluation.draw(sheet_images, sheet, accelerator)
     if as_json:
-        print_json(report)
+        print_json(evaluation.to_json())
         return
-    print(f"images                        {report['images']}")
-    print(f"accuracy, 95 % interval       {percent(report['accuracy'])} %")
-    print(f"balanced accuracy             {100 * report['balanced_accuracy']:.1f} %")
-    print(f"expected calibration error    {100 * report['calibration_error']:.1f} %")
-    columns = zip(
-        report["class_names"],
-        report["support"],
-        report["precision"],
-        report["recall"],
-        report["confusion"],
-        strict=True,
-    )
-    print_table(
-        [
-            {"class": name, "images": str(n), "precision": f"{p:.3f}", "recall": f"{r:.3f}",
-             "predicted as each class": " ".join(map(str, row))}
-            for name, n, p, r, row in columns
-        ]
-    )  # fmt: skip
-
-
-def _compare(files: tuple[Path, Path], as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from fewtune.cli import masks
-    from fewtune.cli.output import percent, print_json
-    from fewtune.metrics import paired_bootstrap
-    from fewtune.segmentation.evaluation import is_measures
-    from fewtune.training.probabilities import paired_hits
-
-    if is_measures(files[0]):
-        masks.compare(files, as_json)
-        return
-    first, second = paired_hits(*files)
-    difference = asdict(paired_bootstrap(first, second))
-    if as_json:
-        print_json({"images": len(first), "first": first.mean(), "second": second.mean(), "difference": difference})
-        return
-    print(f"{files[0]}    {100 * first.mean():.1f} %")
-    print(f"{files[1]}    {100 * second.mean():.1f} %")
-    print(f"second minus first, 95 % interval (paired bootstrap)    {percent(difference)} points")
+    for table in evaluation.tables():
+        print_table(table)

@@ -7,9 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-CHOOSERS = ("accuracy", "dice")
-"""What of the validation images chose the epoch."""
-
 
 def fit(
     settings: Annotated[
@@ -28,6 +25,7 @@ def fit(
 ) -> None:
     """Select, train, test once, and write a run folder with the task file."""
     from fewtune.recipes import read, run_name
+    from fewtune.tasks import fit as run
     from fewtune.training.trainer import is_main
 
     given = settings or []
@@ -38,33 +36,20 @@ def fit(
         if recipe is None:
             raise typer.BadParameter("--resume needs --out, the folder of the run")
         out = Path("runs") / run_name(given, recipe)
-    result = _fit_of(recipe, out)(recipe, out, resume=resume, overwrite=overwrite, search=search)
+    result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
     if is_main():
         show(result.metrics, result.folder.path, as_json)
-
-
-def _fit_of(recipe: Any, out: Path) -> Any:
-    """The fit of a recipe's task; of a run that is resumed without one, of the recipe in its folder."""
-    from fewtune.config import read_recipe
-    from fewtune.training.folder import RunFolder
-
-    if recipe is None and RunFolder(out).config.exists():
-        recipe = read_recipe([RunFolder(out).config])
-    if recipe is not None and recipe.task == "segmentation":
-        from fewtune.segmentation import fit
-    else:
-        from fewtune.training import fit
-    return fit
 
 
 def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     """A run's result on stdout."""
     from fewtune.cli.output import print_json, print_table, size
+    from fewtune.tasks import TASKS
 
     if as_json:
         print_json({"folder": str(folder), **metrics})
         return
-    chooser = next((key for key in CHOOSERS if key in metrics["validation"]), CHOOSERS[0])
+    chooser = TASKS[metrics["task"]].metric
     validation = metrics["validation"].get(chooser)
     values = {
         "method": metrics["method"],
@@ -81,7 +66,7 @@ def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
 
 def _tested(metrics: dict[str, Any]) -> dict[str, str]:
     """The test's measures that have an interval, in percent."""
-    from fewtune.cli.output import percent
+    from fewtune.metrics import percent
 
     found = {key: value for key, value in metrics.get("test", {}).items() if isinstance(value, dict)}
     if not found:

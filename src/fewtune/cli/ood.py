@@ -20,8 +20,9 @@ def ood(
     """Accuracy on natural adversarial images (-A), renditions (-R) and corruptions (-C, with mCE)."""
     import logging
 
-    from fewtune.cli.output import percent, print_json
-    from fewtune.training.ood import score_task
+    from fewtune.classification.ood import score_task
+    from fewtune.cli.output import print_json
+    from fewtune.metrics import percent
 
     keys = sets or ["imagenet-a", "imagenet-r", "imagenet-c"]
     progress = logging.getLogger("fewtune").info

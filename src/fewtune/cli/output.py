@@ -27,11 +27,6 @@ def print_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> None:
     Console(width=max(console.width, 160) if not console.is_terminal else None).print(table)
 
 
-def percent(interval: Mapping[str, float]) -> str:
-    """An accuracy with its interval, in percent."""
-    return f"{100 * interval['value']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
-
-
 def size(number: float) -> str:
     """Bytes in the unit that reads best."""
     for unit in ("B", "kB", "MB"):

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+TABLES = (".csv", ".json")
+
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders that hold images.")],
@@ -26,45 +28,36 @@ def predict(
     import json
     import logging
 
-    from fewtune.cli import masks
+    from fewtune.classification import CLASSIFICATION
+    from fewtune.files import csv_text, write_text
+    from fewtune.tasks import task_of
 
     if (delta is None) == (tasks is None):
         raise typer.BadParameter("expected either --delta FILE or --tasks FOLDER")
-    if out is not None and out.suffix and out.suffix.lower() not in (".csv", ".json") and not out.is_dir():
+    suffix = "" if out is None else out.suffix.lower()
+    if out is not None and suffix and suffix not in TABLES and not out.is_dir():
         raise typer.BadParameter(f"--out must end in .csv or .json, or be a folder for masks, got {out}")
-    progress = logging.getLogger("fewtune").info
-    common: dict[str, Any] = {"batch_size": batch_size or 32, "workers": workers, "accelerator": accelerator}
-    if delta is not None and masks.of_masks(delta):
-        masks.predict(
-            delta,
-            images,
-            out,
-            as_json=as_json,
-            overlays=overlays,
-            progress=progress,
-            **{**common, "batch_size": batch_size or 1},
-        )
-        return
-    if out is not None and out.suffix.lower() not in (".csv", ".json"):
-        raise typer.BadParameter(f"a task of classification is written to a .csv or .json file, got {out}")
-
-    from fewtune.training.files import csv_text, write_text
-
-    json_wanted = as_json or (out is not None and out.suffix.lower() == ".json")
+    task = task_of(delta) if delta is not None else CLASSIFICATION
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "accelerator": accelerator, "progress": logging.getLogger("fewtune").info
+    }  # fmt: skip
+    if task.draws:
+        if out is None or suffix in TABLES:
+            raise typer.BadParameter(f"a task of {task.name} draws masks: --out must be a folder for them, got {out}")
+        options |= {"out": out, "overlays": overlays}
+    elif out is not None and suffix not in TABLES:
+        raise typer.BadParameter(f"a task of {task.name} is written to a .csv or .json file, got {out}")
+    in_json = as_json or suffix == ".json"
     if tasks is not None:
         from fewtune.serving.predicting import predict_tasks
 
-        del common["workers"]
-        rows = predict_tasks(tasks, images, backbone=backbone, progress=progress, **common)
-        if not json_wanted:  # classes differ from task to task, which a table cannot hold
+        rows = predict_tasks(tasks, images, backbone=backbone, **{**options, "batch_size": batch_size or 32})
+        if not in_json:  # classes differ from task to task, which a table cannot hold
             rows = [{key: value for key, value in row.items() if key != "probabilities"} for row in rows]
     else:
-        from fewtune.training import predict as run
-
-        assert delta is not None
-        rows = run(delta, images, progress=progress, **common)
-    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if json_wanted else csv_text(rows)
-    if out is None:
+        rows = task.predict(delta, images, workers=workers, **options)
+    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if in_json else csv_text(rows)
+    if out is None or task.draws:
         print(text, end="")
     else:
         write_text(out, text)

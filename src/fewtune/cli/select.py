@@ -22,13 +22,10 @@ def select(
     from fewtune.cli.output import print_json
     from fewtune.methods.gps import choose
     from fewtune.recipes import read
+    from fewtune.tasks import prepare
     from fewtune.training.tuners import score
 
     recipe = read(settings or [], model=model, data=data)
-    if recipe.task == "segmentation":
-        from fewtune.segmentation.protocol import prepare
-    else:
-        from fewtune.training.protocol import prepare  # type: ignore[assignment]
     selection = choose(recipe, score(prepare(recipe)))
     out.parent.mkdir(parents=True, exist_ok=True)
     selection.save(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -125,3 +125,18 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return image
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among `paths`, and all images in the folders among them, each folder sorted; hidden files aside."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(find_images(path))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"there is no image or folder at {path}")
+    if not found:
+        raise DataError("no images were found in what was given; expected image files, or folders that hold some")
+    return found

@@ -83,14 +83,14 @@ def _mistakes(run: Run) -> Gallery:
 def _sheet(run: Run) -> Gallery:
     """Image, truth, prediction and errors of the test images with the lowest Dice, drawn by the task file."""
     from fewtune.data import load_masks
-    from fewtune.segmentation.evaluation import draw_worst
-    from fewtune.segmentation.task import load_mask_task
+    from fewtune.segmentation.evaluate import draw_worst
+    from fewtune.segmentation.loaded import load_tuned_segmenter
 
     test = load_masks(run.recipe["data"], **_drawn_by(run.recipe)).test
     worst = sorted(run.rows, key=lambda row: float(row["dice"]))[:MOST_MASKS]
     if test is None or any(row["file"] not in test.names for row in worst):
         return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
-    segmenter = load_mask_task(run.path / "delta.safetensors").segmenter
+    segmenter = load_tuned_segmenter(run.path / "delta.safetensors").segmenter
     sheet = draw_worst(segmenter, test, worst, f"the {len(worst)} test images with the lowest Dice")
     return Gallery(sheet=data_uri(sheet, side=max(sheet.size)))
 

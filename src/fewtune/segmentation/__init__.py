@@ -1,25 +1,57 @@
-"""Binary segmentation: models that draw one mask, their data, their measures, and `fit`, `evaluate`, `predict`.
-
-The latter are imported when they are first asked for, since training needs Lightning and predicting does not.
-"""
+"""Binary segmentation: images with masks, cross-entropy + soft IoU, mean Dice."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from fewtune.segmentation.evaluation import evaluate
-    from fewtune.segmentation.prediction import predict
-    from fewtune.segmentation.protocol import fit
+from fewtune.config import Recipe
+from fewtune.errors import Progress
+from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
+from fewtune.training.work import Work
 
-__all__ = ["evaluate", "fit", "predict"]
+BATCH = 1
+"""Images at a time where nothing else is asked for: they differ in size."""
 
-_HOMES = {"fit": "protocol", "evaluate": "evaluation", "predict": "prediction"}
+# What a task does is imported when it is done: training needs Lightning, and predicting does not.
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+def _prepare(recipe: Recipe) -> Work:
+    from fewtune.segmentation.work import prepare
 
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return prepare(recipe)
+
+
+def _load(path: Path, progress: Progress | None = None) -> Loaded:
+    from fewtune.segmentation.loaded import load_tuned_segmenter
+
+    return load_tuned_segmenter(path, progress)
+
+
+def _evaluate(data: str, *, batch_size: int | None = None, **options: Any) -> Evaluation:
+    from fewtune.segmentation.evaluate import evaluate
+
+    return evaluate(data, batch_size=batch_size or BATCH, **options)
+
+
+def _predict(delta: Path, images: list[Path], *, batch_size: int | None = None, **options: Any) -> Rows:
+    from fewtune.segmentation.predict import predict
+
+    return predict(delta, images, batch_size=batch_size or BATCH, **options)
+
+
+def _recognises(path: Path) -> bool:
+    from fewtune.segmentation.evaluate import recognises
+
+    return recognises(path)
+
+
+def _compare(first: Path, second: Path) -> Comparison:
+    from fewtune.segmentation.evaluate import compare
+
+    return compare(first, second)
+
+
+SEGMENTATION = Task(
+    "segmentation", "dice", _prepare, _load, _evaluate, _predict, _recognises, _compare, untouched=True, draws=True
+)

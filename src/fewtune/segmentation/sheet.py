@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fewtune.segmentation.prediction import overlay
+from fewtune.segmentation.predict import overlay
 
 SIDE, GAP, TEXT = 160, 6, 16
 MISSED, FALSE, HIT = (40, 90, 255), (230, 40, 40), (60, 190, 90)

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from fewtune.data.images import open_image
+from fewtune.data.images import image_files, open_image
 from fewtune.errors import DataError
 from fewtune.serving.opening import open_bank
-from fewtune.training.prediction import image_files
-from fewtune.training.probabilities import pick_device
+from fewtune.training.loaders import pick_device
 from fewtune.training.progress import shown
 
 

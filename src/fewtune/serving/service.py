@@ -9,7 +9,7 @@ from fewtune.errors import MissingExtra
 from fewtune.serving.limits import Limits
 from fewtune.serving.memory import keep_freed_memory
 from fewtune.serving.opening import open_bank
-from fewtune.training.probabilities import pick_device
+from fewtune.training.loaders import pick_device
 
 CONNECTIONS_PER_IMAGE = 4
 """Connections that may be open for each image that may wait: those beyond are answered 503 by uvicorn itself."""

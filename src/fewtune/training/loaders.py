@@ -96,3 +96,10 @@ def image_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # else every new iterator draws from the global state
     )
+
+
+def pick_device(accelerator: str = "auto") -> torch.device:
+    """The device of work in one process: the first GPU where there is one, unless "cpu" is asked for."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if accelerator == "mps" else "cpu")

@@ -17,7 +17,7 @@ from fewtune.errors import ConfigError
 from fewtune.importance import Scores
 from fewtune.methods import Tuner
 from fewtune.methods.base import Prepared
-from fewtune.training.module import Learner, NonFiniteLoss
+from fewtune.training.learner import Learner, NonFiniteLoss
 from fewtune.training.trainer import build_trainer, duration
 from fewtune.training.tuners import Share, method_of, score
 

@@ -1,84 +1,104 @@
-"""A task file with its backbone: all that evaluating, predicting and exporting need."""
+"""What a kind of task is, as a value: how a run of it is prepared, and what is done with its task files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fewtune.config import Recipe
-from fewtune.data.transforms import eval_transform
-from fewtune.errors import DeltaError
-from fewtune.methods import TaskFile, Tuner, load_task_file
-from fewtune.models import Backbone, backbone_from_description
+from fewtune.errors import Progress
+from fewtune.methods import TaskFile
+from fewtune.metrics import Interval
+from fewtune.training.work import Described, Work
+
+Rows = list[dict[str, Any]]
+
+
+class Loaded(Protocol):
+    """A model with a task in it, ready to predict."""
+
+    @property
+    def delta(self) -> TaskFile:
+        """The task file."""
+
+    @property
+    def backbone(self) -> Described:
+        """The model, with how it is described in files."""
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The tuned model's state; TuningError where the method's modules cannot be merged into the weights."""
+
+
+class Evaluation(Protocol):
+    """What a test found."""
+
+    @property
+    def rows(self) -> Rows:
+        """One row for every image, as files of predictions hold them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All measures as plain dicts, lists and numbers."""
+
+    def tables(self) -> list[Rows]:
+        """The same for a reader: tables of text, each a list of rows."""
+
+
+@runtime_checkable
+class Drawn(Evaluation, Protocol):
+    """What a test found whose predictions are pictures."""
+
+    def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
+        """Write a sheet of the worst `count` images as a PNG."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Second minus first of two files of predictions on the same images."""
+
+    differences: Mapping[str, Interval]
+    rows: Rows
+    values: Mapping[str, Any]
+    """As JSON."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone with a task in it.
+    """A kind of task.
 
-    `tuner` is that of a method which adds modules to the model; None where the backbone stays a plain model.
+    name: as recipes and task files say it.
+    metric: the name of what validation measures; the larger the better.
+    prepare: data, a fresh model, the learner: a run before it begins.
+    load: a task file -> its model with the task in it.
+    evaluate: test a task file on data, or an untouched model where the kind of task can.
+    untouched: whether it can.
+    predict: a task file, images, and where pictures are written -> one row for every image.
+    draws: whether predictions are pictures that go into a folder.
+    recognises: whether a file of predictions is of this kind.
+    compare: two such files.
     """
 
-    delta: TaskFile
-    backbone: Backbone
-    class_names: tuple[str, ...]
-    transform: Callable[[Any], Any]
-    tuner: Tuner | None = None
-
-    def plain_state_dict(self) -> dict[str, Tensor]:
-        """The tuned model's state, which its library loads strictly; where modules were added, they are merged.
-
-        Raises:
-            TuningError: the method's modules cannot be merged.
-        """
-        return self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
+    name: str
+    metric: str
+    prepare: Callable[[Recipe], Work]
+    load: Callable[[Path, Progress | None], Loaded]
+    evaluate: Callable[..., Evaluation]
+    predict: Callable[..., Rows]
+    recognises: Callable[[Path], bool]
+    compare: Callable[[Path, Path], Comparison]
+    untouched: bool = False
+    draws: bool = False
 
 
-def describe_task(recipe: Recipe, backbone: Any, class_names: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """The metadata that `load_task` needs, and what a reader of the file wants to know of the run.
+def columns(path: Path) -> Sequence[str]:
+    """The header of a CSV file; empty where there is none to read."""
+    import csv
 
-    `backbone` is anything with a `describe()` from which it can be made again.
-    """
-    return {
-        "backbone": backbone.describe(),
-        "class_names": list(class_names),
-        "transform": recipe.augment,
-        "method": recipe.method,
-        "data": recipe.data,
-        "recipe": recipe.model_dump(mode="json"),
-        **more,
-    }
-
-
-def must_classify(metadata: dict[str, Any], path: str | Path) -> None:
-    """DeltaError where a task file is of another kind of task than classification."""
-    kind = metadata.get("task", "classification")
-    if kind != "classification":
-        raise DeltaError(f"{path} is of a {kind} run, expected one of classification; see fewtune.{kind}")
-
-
-def load_task(path: str | Path, progress: Callable[[str], None] | None = None) -> Task:
-    """Make the backbone that a task file names and apply the file to it.
-
-    Raises:
-        DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
-        ModelError: the backbone cannot be had.
-    """
-    delta = load_task_file(path)
-    lacking = [key for key in ("backbone", "class_names") if key not in delta.metadata]
-    if lacking:
-        raise DeltaError(
-            f"{path} does not say its {' and '.join(lacking)}; it was saved without metadata, so apply it in Python "
-            "to the model that it was made for"
-        )
-    must_classify(delta.metadata, path)
-    class_names = tuple(str(name) for name in delta.metadata["class_names"])
-    backbone = backbone_from_description(delta.metadata["backbone"], len(class_names), progress)
-    tuner = delta.apply(backbone.model)
-    backbone.model.eval()
-    transform = eval_transform(delta.metadata.get("transform", "none"), backbone)
-    return Task(delta, backbone, class_names, transform, tuner)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), [])
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []

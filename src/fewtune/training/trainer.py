@@ -17,9 +17,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from fewtune.config import Recipe
-from fewtune.files import write_bytes
-from fewtune.training.files import csv_text, write_json, write_text
-from fewtune.training.module import Learner
+from fewtune.files import csv_text, write_bytes, write_json, write_text
+from fewtune.training.learner import Learner
 
 log = logging.getLogger("fewtune")
 TIMED_STEPS = slice(1, 4)  # the first step warms caches up

@@ -14,13 +14,12 @@ from fewtune.importance import Scores
 from fewtune.methods import METHODS, gps
 from fewtune.methods.base import Batch, Fitted, Method, Prepared, S, Tuner
 from fewtune.objectives import Objective
-from fewtune.training.folder import RunFolder
-from fewtune.training.loaders import image_loader
-from fewtune.training.probabilities import pick_device
+from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.progress import shown
+from fewtune.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from fewtune.training.module import Learner
+    from fewtune.training.learner import Learner
     from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")

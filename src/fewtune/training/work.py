@@ -1,11 +1,11 @@
-"""What a recipe is turned into before it is trained: data, a fresh model, and what the kind of task makes of them."""
+"""A prepared run: data, a fresh model, its loss and its test, whatever the kind of task."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -14,8 +14,52 @@ from fewtune.methods.base import Tuner
 from fewtune.objectives import Objective
 
 if TYPE_CHECKING:
-    from fewtune.training.folder import RunFolder
-    from fewtune.training.module import Learner
+    from fewtune.training.learner import Learner
+    from fewtune.training.run_folder import RunFolder
+
+DECODED_FIRST = 20_000
+"""A set of at most so many images is decoded once before anything else is done."""
+
+
+class Images(Sized, Protocol):
+    """A split: (image, label or mask) by number."""
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
+
+
+class Splits(Protocol):
+    """The data of a run."""
+
+    @property
+    def train(self) -> Images:
+        """What is trained on."""
+
+    @property
+    def val(self) -> Images | None:
+        """What judges an epoch; None where all is trained on."""
+
+    @property
+    def test(self) -> Images | None:
+        """What is read once, at the end."""
+
+
+class Described(Protocol):
+    """A model with what is known of it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module."""
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the modules that are trained whole."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of its input in pixels."""
+
+    def describe(self) -> dict[str, Any]:
+        """From what it can be made again."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +67,9 @@ class Work(ABC):
     """One run before it begins. `fit`, the search and the tuners know no more of a task than this."""
 
     recipe: Recipe
-    data: Any
-    """Its splits: `train`, and `val` and `test`, either of which may be None."""
-    backbone: Any
-    """A fresh model: `model`, `head` (names of the modules that are trained whole) and `describe()`."""
+    data: Splits
+    backbone: Described
+    """A fresh model."""
 
     learner_class: ClassVar[type[Learner]]
 
@@ -36,16 +79,16 @@ class Work(ABC):
 
     @property
     @abstractmethod
-    def train(self) -> Any:
+    def train(self) -> Images:
         """The training images as the recipe shows them."""
 
     @property
     @abstractmethod
-    def scored(self) -> Any:
+    def scored(self) -> Images:
         """The training images as importance looks at them."""
 
     @abstractmethod
-    def evaluated(self, split: Any) -> Any:
+    def evaluated(self, split: Any) -> Images:
         """The images of a split as they are evaluated."""
 
     @property
@@ -60,22 +103,39 @@ class Work(ABC):
 
     @property
     @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the labels."""
+
+    @property
     def classes(self) -> int:
         """Number of classes of the labels."""
+        return len(self.class_names)
 
     @abstractmethod
     def renewed(self, recipe: Recipe) -> Work:
         """The same data with another fresh model, for `recipe`."""
 
     @abstractmethod
-    def describe(self, **more: Any) -> dict[str, Any]:
-        """The metadata of the task file."""
+    def untested(self) -> Work:
+        """The same without its test images."""
 
     @abstractmethod
     def test(self, folder: RunFolder) -> dict[str, Any]:
         """Read the test set, once: what joins the run's metrics. Empty where there is none."""
 
+    def describe(self, **more: Any) -> dict[str, Any]:
+        """The metadata of the task file: what a reader of the file wants to know, and what makes the model again."""
+        return {
+            "task": self.recipe.task,
+            "backbone": self.backbone.describe(),
+            "class_names": list(self.class_names),
+            "transform": self.recipe.augment,
+            "method": self.recipe.method,
+            "data": self.recipe.data,
+            "recipe": self.recipe.model_dump(mode="json"),
+            **more,
+        }
+
     def fresh_model(self) -> nn.Module:
         """The untouched model once more."""
-        model: nn.Module = self.renewed(self.recipe).backbone.model
-        return model
+        return self.renewed(self.recipe).backbone.model

@@ -1,15 +1,17 @@
-"""Memory and disk that a run took."""
+"""What a run needs of memory and disk, and how to need less."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import resource
 import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from fewtune.errors import ConfigError
 
 
 def peak_memory() -> int:
@@ -19,6 +21,10 @@ def peak_memory() -> int:
     told = _status("VmHWM:")  # unlike getrusage's, this figure does not hold what a parent process needed before exec
     if told is not None:
         return told
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -54,3 +60,18 @@ def reset_peak_memory() -> None:
 def file_size(path: Path) -> int:
     """Bytes of a file."""
     return path.stat().st_size
+
+
+def recompute_activations(model: nn.Module, name: str) -> None:
+    """Switch it on in a timm or transformers model, for training mode; ConfigError where `model` cannot do it."""
+    for switch in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
+        found = getattr(model, switch, None)
+        if callable(found):
+            try:
+                found()
+            except (ValueError, AssertionError, NotImplementedError, AttributeError) as error:
+                raise ConfigError(
+                    f"{name} cannot recompute activations ({error}); leave checkpoint_activations out"
+                ) from error
+            return
+    raise ConfigError(f"{name} cannot recompute activations; leave checkpoint_activations out")

@@ -1,4 +1,4 @@
-"""`fit` of segmentation: the shared `fewtune.training.fit`, given images with masks and a segmenter.
+"""A prepared run of segmentation: images with masks, and a segmenter.
 
 Connections are chosen by the segmentation loss on training images alone; the epoch by the mean Dice of validation
 images; the test images are scored once, at the end, at their own sizes.
@@ -10,25 +10,23 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fewtune.config import Recipe
 from fewtune.data import MaskData, MaskSplit, load_masks
 from fewtune.data.mask_transforms import Joint
+from fewtune.files import write_csv
 from fewtune.methods import Tuner
 from fewtune.objectives import Objective
-from fewtune.segmentation.evaluation import score_masks
-from fewtune.segmentation.learning import MaskLearner, SegmentationLoss
+from fewtune.segmentation.evaluate import score_masks
+from fewtune.segmentation.learner import MaskLearner, SegmentationLoss
+from fewtune.segmentation.loaded import CLASS_NAMES
 from fewtune.segmentation.models import Segmenter, load_segmenter
-from fewtune.segmentation.task import CLASS_NAMES
-from fewtune.training import protocol
-from fewtune.training.folder import RunFolder
-from fewtune.training.module import Learner
-from fewtune.training.probabilities import pick_device, write_predictions
-from fewtune.training.recompute import recompute_activations
-from fewtune.training.task import describe_task
-from fewtune.training.work import Work
+from fewtune.training.learner import Learner
+from fewtune.training.loaders import pick_device
+from fewtune.training.memory import recompute_activations
+from fewtune.training.run_folder import RunFolder
+from fewtune.training.work import DECODED_FIRST, Work
 
 log = logging.getLogger("fewtune")
 
@@ -41,7 +39,7 @@ class MaskWork(Work):
     backbone: Segmenter
     learner_class = MaskLearner
 
-    classes = len(CLASS_NAMES)
+    class_names = CLASS_NAMES
 
     @property
     def loss(self) -> Objective:
@@ -72,9 +70,9 @@ class MaskWork(Work):
         """The same images with another fresh segmenter."""
         return replace(self, recipe=recipe, backbone=fresh_segmenter(recipe))
 
-    def describe(self, **more: Any) -> dict[str, Any]:
-        """With the mark by which a task file of segmentation is known."""
-        return describe_task(self.recipe, self.backbone, CLASS_NAMES, task="segmentation", **more)
+    def untested(self) -> MaskWork:
+        """Without the test images."""
+        return replace(self, data=replace(self.data, test=None))
 
     def test(self, folder: RunFolder) -> dict[str, Any]:
         """The measures of the test images, at their own sizes."""
@@ -85,16 +83,8 @@ class MaskWork(Work):
             self.backbone, self.data.test, pick_device(recipe.accelerator), batch_size=recipe.batch_size,
             workers=recipe.workers,
         )  # fmt: skip
-        write_predictions(folder.predictions, rows)
+        write_csv(folder.predictions, rows)
         return {"test_seconds": time.perf_counter() - begun, "test": report.to_json()}
-
-
-def fit(
-    recipe: Recipe | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, search: bool = False
-) -> protocol.Result:
-    """`fewtune.training.fit` for a recipe with task=segmentation; arguments and errors are the same."""
-    options = {"resume": resume, "overwrite": overwrite, "search": search}
-    return protocol.fit(recipe, out, prepared=prepare, **options)
 
 
 def prepare(recipe: Recipe) -> MaskWork:
@@ -107,7 +97,7 @@ def prepare(recipe: Recipe) -> MaskWork:
         limit_train=recipe.limit_train,
         limit_test=recipe.limit_test,
     )
-    data.check(decode=sum(map(len, data.splits.values())) <= protocol.DECODED_FIRST)
+    data.check(decode=sum(map(len, data.splits.values())) <= DECODED_FIRST)
     if recipe.train_on == "train+val" and data.val is not None:
         data = replace(data, train=data.train.joined(data.val), val=None)
     log.info("%s", data.summary())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fewtune.config import Recipe, read_recipe, write_recipe
 from fewtune.errors import ConfigError
-from fewtune.training.files import write_json, write_text
+from fewtune.files import write_json, write_text
 
 LIBRARIES = ("fewtune", "torch", "torchvision", "timm", "lightning", "transformers", "numpy", "scikit-learn")
 

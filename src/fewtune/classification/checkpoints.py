@@ -1,8 +1,7 @@
-"""Whole checkpoints from task files, and back: what `fewtune delta export | apply | revert` do with files."""
+"""Whole checkpoints from task files, and back: what `fewtune delta apply | revert` do with files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,10 @@ import torch
 from torch import Tensor
 
 from fewtune.delta import Delta, load_delta
-from fewtune.errors import DeltaError
-from fewtune.files import write_tensors
+from fewtune.errors import DeltaError, Progress
+from fewtune.files import save_state
 from fewtune.models import Backbone, backbone_from_description
 from fewtune.models.checkpoint import fit, read_state
-from fewtune.training.task import load_task, must_classify
-
-Progress = Callable[[str], None]
-
-
-def export(path: Path, out: Path, progress: Progress | None = None) -> Backbone:
-    """Write the tuned model as a plain checkpoint (safetensors) that its library loads strictly; gives the model.
-
-    Raises TuningError where the task's method adds modules that cannot be merged into the weights.
-    """
-    task = load_task(path, progress)
-    save_state(task.plain_state_dict(), out)
-    return task.backbone
 
 
 def apply_to_checkpoint(path: Path, checkpoint: Path, out: Path) -> None:
@@ -87,15 +73,11 @@ def _outside_head(backbone: Backbone) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in backbone.model.state_dict().items() if not name.startswith(inside)}
 
 
-def save_state(state: dict[str, Tensor], out: Path) -> None:
-    """Write tensors as one safetensors file, whole or not at all."""
-    write_tensors(out, {name: tensor.clone() for name, tensor in state.items()}, {"format": "pt"})
-
-
 def _description(delta: Delta, path: Path) -> dict[str, Any]:
     if not {"backbone", "class_names"} <= set(delta.metadata):
         raise DeltaError(f"{path} does not name its backbone; apply it in Python to the model that it was made for")
-    must_classify(delta.metadata, path)
+    if (kind := delta.metadata.get("task", "classification")) != "classification":
+        raise DeltaError(f"{path} is of a {kind} run; checkpoints are written and reverted for classification only")
     return delta.metadata["backbone"]
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewtune.classification.loaded import load_classifier
+from fewtune.classification.predict import probabilities
 from fewtune.config import Recipe
 from fewtune.data.catalog import declaration
 from fewtune.data.declared import CORRUPTIONS, SEVERITIES, class_split, find_folder
@@ -23,9 +25,7 @@ from fewtune.data.transforms import eval_transform
 from fewtune.errors import ConfigError, DataError
 from fewtune.metrics import bootstrap
 from fewtune.models import Backbone
-from fewtune.training.loaders import image_loader
-from fewtune.training.probabilities import pick_device, probabilities
-from fewtune.training.task import load_task
+from fewtune.training.loaders import image_loader, pick_device
 
 ALEXNET_ERRORS = dict(
     zip(
@@ -148,7 +148,7 @@ def score_task(
     """A task file on each of the sets; the file names its backbone, its transform and its classes."""
     for key in keys:
         find_folder(declaration(key), root)
-    task = load_task(delta, progress)
+    task = load_classifier(delta, progress)
     scorer = Scorer(task.backbone.model, task.transform, task.class_names, batch_size, workers, accelerator)
     return {key: score(scorer, key, root) for key in keys}
 

@@ -12,7 +12,7 @@ from fewtune.config import Recipe
 from fewtune.losses import segmentation_loss
 from fewtune.segmentation.metrics import THRESHOLD
 from fewtune.segmentation.sizes import at_size
-from fewtune.training.module import Learner
+from fewtune.training.learner import Learner
 
 
 class SegmentationLoss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fewtune.data.images import open_image
+from fewtune.data.images import image_files, open_image
 from fewtune.data.mask_transforms import Input
 from fewtune.data.masks import save_mask, save_png
-from fewtune.errors import DataError
+from fewtune.errors import DataError, Progress
+from fewtune.segmentation.loaded import load_tuned_segmenter
 from fewtune.segmentation.metrics import THRESHOLD
 from fewtune.segmentation.models import Segmenter
 from fewtune.segmentation.sizes import at_size
-from fewtune.segmentation.task import load_mask_task
-from fewtune.training.loaders import image_loader
-from fewtune.training.prediction import image_files
-from fewtune.training.probabilities import pick_device
+from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.progress import shown
 
 TINT = (255, 196, 0)
@@ -75,7 +73,7 @@ def predict(
     batch_size: int = 1,
     workers: int = 0,
     accelerator: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Draw the mask of every image with nothing but a task file, and write it as PNG of the image's own size.
 
@@ -93,7 +91,7 @@ def predict(
     """
     files = image_files(images)
     targets = _targets(files, Path(out))
-    task = load_mask_task(delta, progress)
+    task = load_tuned_segmenter(delta, progress)
     (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
     rows = []
     maps = probability_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from fewtune.errors import DeltaError
+from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file
 from fewtune.segmentation.models import Segmenter, segmenter_from_description
 
@@ -17,7 +15,7 @@ CLASS_NAMES = ("background", "object")
 
 
 @dataclass(frozen=True)
-class MaskTask:
+class LoadedSegmenter:
     """A segmenter to which a task file has been applied.
 
     `tuner` is that of a method which adds modules to the model; None where the segmenter stays a plain model.
@@ -26,6 +24,11 @@ class MaskTask:
     delta: TaskFile
     segmenter: Segmenter
     tuner: Tuner | None = None
+
+    @property
+    def backbone(self) -> Segmenter:
+        """The segmenter, by the name that all kinds of tasks share."""
+        return self.segmenter
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The state of the tuned segmenter's model, without added modules: these are merged.
@@ -36,12 +39,7 @@ class MaskTask:
         return self.segmenter.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
 
 
-def is_mask_task(metadata: dict[str, Any]) -> bool:
-    """Whether a task file's metadata are those of a segmentation run."""
-    return metadata.get("task") == "segmentation"
-
-
-def load_mask_task(path: str | Path, progress: Callable[[str], None] | None = None) -> MaskTask:
+def load_tuned_segmenter(path: str | Path, progress: Progress | None = None) -> LoadedSegmenter:
     """Make the segmenter that a task file names and apply the file to it.
 
     Raises:
@@ -49,9 +47,9 @@ def load_mask_task(path: str | Path, progress: Callable[[str], None] | None = No
         ModelError: the segmenter cannot be had.
     """
     delta = load_task_file(path)
-    if not is_mask_task(delta.metadata) or "backbone" not in delta.metadata:
+    if delta.metadata.get("task") != "segmentation" or "backbone" not in delta.metadata:
         raise DeltaError(f"{path} is no task file of a segmentation run; it does not name a segmenter")
     segmenter = segmenter_from_description(delta.metadata["backbone"], progress)
     tuner = delta.apply(segmenter.model)
     segmenter.model.eval()
-    return MaskTask(delta, segmenter, tuner)
+    return LoadedSegmenter(delta, segmenter, tuner)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewtune.config import Recipe
 from fewtune.models import logits
 from fewtune.objectives import Objective
-from fewtune.training.module import Learner
+from fewtune.training.learner import Learner
 
 
 class Classifier(Learner):

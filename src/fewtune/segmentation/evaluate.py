@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from fewtune.data import MaskData, MaskSplit, load_masks
-from fewtune.errors import ConfigError, DataError
-from fewtune.metrics import Interval, paired_bootstrap
-from fewtune.segmentation.metrics import NAMES, THRESHOLD, MaskReport, mask_report, measure
+from fewtune.errors import ConfigError, DataError, Progress
+from fewtune.metrics import Interval, paired_bootstrap, percent
+from fewtune.segmentation.loaded import load_tuned_segmenter
+from fewtune.segmentation.metrics import NAMES, THRESHOLD, TITLES, MaskReport, mask_report, measure
 from fewtune.segmentation.models import Segmenter, load_segmenter
-from fewtune.segmentation.prediction import probability_maps
+from fewtune.segmentation.predict import probability_maps
 from fewtune.segmentation.sheet import Sample, draw_sheet
-from fewtune.segmentation.task import load_mask_task
-from fewtune.training.probabilities import pick_device
+from fewtune.training.loaders import pick_device
+from fewtune.training.task import Comparison, Rows, columns
 
 ROUNDED = 8
 """Digits of the measures of an image in a file."""
@@ -35,6 +36,24 @@ class MaskEvaluation:
     segmenter: Segmenter
     split: MaskSplit
 
+    def to_json(self) -> dict[str, Any]:
+        """The mean measures with their intervals."""
+        return self.report.to_json()
+
+    def tables(self) -> list[Rows]:
+        """The mean measures."""
+        found = self.to_json()
+        images = f"{found.pop('images')} images"
+        return [_intervals(found, images)]
+
+    def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
+        """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
+        from fewtune.data.masks import save_png
+
+        rows = sorted(self.rows, key=lambda row: row["dice"])[:count]
+        caption = f"the worst {len(rows)} of {len(self.rows)} images; mean Dice {self.report.dice.value:.3f}"
+        save_png(draw_worst(self.segmenter, self.split, rows, caption, accelerator), path)
+
 
 def evaluate(
     data: str,
@@ -45,7 +64,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 0,
     accelerator: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     image_size: int | None = None,
     architecture: str | None = None,
     **data_options: Any,
@@ -66,7 +85,7 @@ def evaluate(
         raise ConfigError("give a task file (--delta), or a pretrained segmenter (--model) to score as it is")
     chosen = _chosen(load_masks(data, **{"val_fraction": 0.0, **data_options}), split)
     if delta is not None:
-        segmenter = load_mask_task(delta, progress).segmenter
+        segmenter = load_tuned_segmenter(delta, progress).segmenter
     else:
         segmenter = load_segmenter(model or "", image_size=image_size, architecture=architecture, progress=progress)
     device = pick_device(accelerator)
@@ -88,16 +107,6 @@ def score_masks(
     return mask_report(measures), rows
 
 
-def worst_first(found: MaskEvaluation, count: int, path: Path, accelerator: str = "auto") -> None:
-    """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
-    from fewtune.data.masks import save_png
-
-    rows = sorted(found.rows, key=lambda row: row["dice"])[:count]
-    mean = found.report.dice.value
-    caption = f"the worst {len(rows)} of {len(found.rows)} images; mean Dice {mean:.3f}"
-    save_png(draw_worst(found.segmenter, found.split, rows, caption, accelerator), path)
-
-
 def draw_worst(
     segmenter: Segmenter, split: MaskSplit, rows: Sequence[Mapping[str, Any]], caption: str, accelerator: str = "auto"
 ) -> Image.Image:
@@ -113,7 +122,7 @@ def draw_worst(
     return draw_sheet(samples, caption)
 
 
-def compare(first: str | Path, second: str | Path) -> dict[str, Interval]:
+def compare(first: Path, second: Path) -> Comparison:
     """Mean of the second file's measures minus the first's, on the same images, with paired bootstrap intervals.
 
     Both are CSV files as `evaluate` and a run write them. DataError where the images differ or a column is missing.
@@ -122,7 +131,13 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Interval]:
     if set(a) != set(b):
         only = sorted(set(a) ^ set(b))
         raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
-    return paired_differences([a[name] for name in sorted(a)], [b[name] for name in sorted(a)])
+    found = paired_differences([a[name] for name in sorted(a)], [b[name] for name in sorted(a)])
+    values = {name: asdict(interval) for name, interval in found.items()}
+    return Comparison(found, _intervals(values, f"{second} minus {first}"), values)
+
+
+def _intervals(values: Mapping[str, Mapping[str, float]], title: str) -> Rows:
+    return [{title: TITLES[name], "in %, 95 % interval": percent(value)} for name, value in values.items()]
 
 
 def paired_differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Interval]:
@@ -138,18 +153,14 @@ def read_measures(path: str | Path) -> dict[str, dict[str, float]]:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise DataError(f"there is no file of scored masks at {path}") from None
-    if not is_measures(path):
+    if not recognises(Path(path)):
         raise DataError(f"{path} must be a CSV file with the columns file, {', '.join(NAMES)}, as evaluate writes it")
     return {row["file"]: {name: float(row[name]) for name in NAMES} for row in rows}
 
 
-def is_measures(path: str | Path) -> bool:
+def recognises(path: Path) -> bool:
     """Whether a CSV file has the columns of scored masks."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            return {"file", *NAMES} <= set(next(csv.reader(file), ()))
-    except (FileNotFoundError, UnicodeDecodeError):
-        return False
+    return {"file", *NAMES} <= set(columns(path))
 
 
 def _chosen(data: MaskData, split: str) -> MaskSplit:

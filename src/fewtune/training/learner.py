@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,9 +15,8 @@ from torch import Tensor, nn
 
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError
-from fewtune.training.averaging import Average
+from fewtune.training.ema import Average
 from fewtune.training.loaders import image_loader, seed_all
-from fewtune.training.schedule import learning_rate
 
 SHOWN_FILES = 8
 
@@ -234,3 +234,16 @@ def _optimizer(recipe: Recipe, groups: list[dict]) -> torch.optim.Optimizer:
             return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
         case "sgd":
             return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def learning_rate(step: int, *, peak: float, steps: int, warmup: int, start: float = 1e-7, end: float = 1e-8) -> float:
+    """Learning rate of `step` (from 0) out of `steps`.
+
+    Linear from `start` at step 0 to `peak` at step `warmup`, then peak * cosine down to `end` at the last step
+    (Loshchilov and Hutter 2017). A `peak` below `start` or `end` is kept as it is.
+    """
+    start, end = min(start, peak), min(end, peak)
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    return end + (peak - end) * (1 + math.cos(math.pi * done)) / 2

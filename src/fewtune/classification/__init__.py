@@ -1,0 +1,55 @@
+"""Classification: labelled images, cross-entropy, accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fewtune.config import Recipe
+from fewtune.errors import Progress
+from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
+from fewtune.training.work import Work
+
+BATCH = 32
+"""Images at a time where nothing else is asked for."""
+
+# What a task does is imported when it is done: training needs Lightning, and predicting does not.
+
+
+def _prepare(recipe: Recipe) -> Work:
+    from fewtune.classification.work import prepare
+
+    return prepare(recipe)
+
+
+def _load(path: Path, progress: Progress | None = None) -> Loaded:
+    from fewtune.classification.loaded import load_classifier
+
+    return load_classifier(path, progress)
+
+
+def _evaluate(data: str, *, batch_size: int | None = None, **options: Any) -> Evaluation:
+    from fewtune.classification.evaluate import evaluate
+
+    return evaluate(data, batch_size=batch_size or BATCH, **options)
+
+
+def _predict(delta: Path, images: list[Path], *, batch_size: int | None = None, **options: Any) -> Rows:
+    from fewtune.classification.predict import predict
+
+    return predict(delta, images, batch_size=batch_size or BATCH, **options)
+
+
+def _recognises(path: Path) -> bool:
+    from fewtune.classification.evaluate import recognises
+
+    return recognises(path)
+
+
+def _compare(first: Path, second: Path) -> Comparison:
+    from fewtune.classification.evaluate import compare
+
+    return compare(first, second)
+
+
+CLASSIFICATION = Task("classification", "accuracy", _prepare, _load, _evaluate, _predict, _recognises, _compare)

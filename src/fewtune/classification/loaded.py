@@ -1,0 +1,61 @@
+"""A task file with its backbone: all that evaluating, predicting and exporting need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewtune.data.transforms import eval_transform
+from fewtune.errors import DeltaError, Progress
+from fewtune.methods import TaskFile, Tuner, load_task_file
+from fewtune.models import Backbone, backbone_from_description
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A backbone with a task in it.
+
+    `tuner` is that of a method which adds modules to the model; None where the backbone stays a plain model.
+    """
+
+    delta: TaskFile
+    backbone: Backbone
+    class_names: tuple[str, ...]
+    transform: Callable[[Any], Any]
+    tuner: Tuner | None = None
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The tuned model's state, which its library loads strictly; where modules were added, they are merged.
+
+        Raises:
+            TuningError: the method's modules cannot be merged.
+        """
+        return self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
+
+
+def load_classifier(path: str | Path, progress: Progress | None = None) -> LoadedClassifier:
+    """Make the backbone that a task file names and apply the file to it.
+
+    Raises:
+        DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
+        ModelError: the backbone cannot be had.
+    """
+    delta = load_task_file(path)
+    lacking = [key for key in ("backbone", "class_names") if key not in delta.metadata]
+    if lacking:
+        raise DeltaError(
+            f"{path} does not say its {' and '.join(lacking)}; it was saved without metadata, so apply it in Python "
+            "to the model that it was made for"
+        )
+    if (kind := delta.metadata.get("task", "classification")) != "classification":
+        raise DeltaError(f"{path} is of a {kind} run, expected one of classification")
+    class_names = tuple(str(name) for name in delta.metadata["class_names"])
+    backbone = backbone_from_description(delta.metadata["backbone"], len(class_names), progress)
+    tuner = delta.apply(backbone.model)
+    backbone.model.eval()
+    transform = eval_transform(delta.metadata.get("transform", "none"), backbone)
+    return LoadedClassifier(delta, backbone, class_names, transform, tuner)

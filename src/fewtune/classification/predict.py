@@ -1,0 +1,70 @@
+"""Predict images with nothing but a task file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fewtune.classification.loaded import load_classifier
+from fewtune.data import Split
+from fewtune.data.images import image_files
+from fewtune.errors import Progress
+from fewtune.models import logits
+from fewtune.training.loaders import image_loader, pick_device
+from fewtune.training.progress import shown
+
+
+def predict(
+    delta: str | Path,
+    images: Iterable[str | Path],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """One row for every image: file, prediction, its probability, and each class's probability.
+
+    Args:
+        delta: the task file; its backbone, input size, normalisation and class names are read from it.
+        images: image files, and folders that are searched for images.
+
+    Raises:
+        DataError: a path is missing or unreadable, or there is no image.
+    """
+    files = image_files(images)
+    task = load_classifier(delta, progress)
+    split = Split(records=files, labels=[0] * len(files), names=[str(file) for file in files])
+    loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
+    found, _ = probabilities(task.backbone.model, loader, pick_device(accelerator), "predict")
+    return prediction_rows(split.names, found, task.class_names)
+
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, loader: DataLoader, device: torch.device, text: str) -> tuple[Tensor, Tensor]:
+    """Probabilities [N, C] (float32, on the CPU) and labels [N] of a loader's images, in its order."""
+    model.eval().to(device)
+    found, labels = [], []
+    for images, wanted, _ in shown(loader, text, len(loader)):
+        found.append(logits(model(images.to(device))).float().softmax(dim=1).cpu())
+        labels.append(wanted)
+    return torch.cat(found), torch.cat(labels)
+
+
+def prediction_rows(
+    names: Sequence[str], found: Tensor, class_names: Sequence[str], labels: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """One row an image: file, label where it is known, prediction, its probability, then each class's."""
+    rows = []
+    for i, (name, row) in enumerate(zip(names, found, strict=True)):
+        best = int(row.argmax())
+        own = {} if labels is None else {"label": class_names[labels[i]]}
+        each = {f"p({label})": round(float(p), 6) for label, p in zip(class_names, row, strict=True)}
+        probability = round(float(row[best]), 6)
+        rows.append({"file": str(name), **own, "prediction": class_names[best], "probability": probability, **each})
+    return rows

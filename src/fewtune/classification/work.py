@@ -1,0 +1,143 @@
+"""A prepared run of classification: labelled images with their transforms, and a backbone with a new head."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fewtune.classification.learner import Classifier, training_loss
+from fewtune.classification.metrics import report
+from fewtune.classification.ood import check_sets, score_sets
+from fewtune.classification.predict import prediction_rows, probabilities
+from fewtune.config import Recipe
+from fewtune.data import ImageData, Split, eval_transform, load_data, train_transform
+from fewtune.data.transforms import two_views
+from fewtune.errors import DataError
+from fewtune.files import write_csv
+from fewtune.methods import Tuner
+from fewtune.models import Backbone, load_backbone
+from fewtune.objectives import CrossEntropy, Objective, SupCon
+from fewtune.training.learner import Learner
+from fewtune.training.loaders import image_loader, pick_device
+from fewtune.training.memory import recompute_activations
+from fewtune.training.run_folder import RunFolder
+from fewtune.training.work import DECODED_FIRST, Work
+
+log = logging.getLogger("fewtune")
+
+
+@dataclass(frozen=True)
+class ImageWork(Work):
+    """Classification: labelled images with their transforms, and the backbone with a fresh head."""
+
+    data: ImageData
+    backbone: Backbone
+    learner_class = Classifier
+
+    @property
+    def train(self) -> Split:
+        """Training images as the recipe shows them."""
+        return self.data.train.with_transform(train_transform(self.recipe.augment, self.backbone))
+
+    def evaluated(self, split: Split) -> Split:
+        """Images of a split as they are evaluated."""
+        return split.with_transform(eval_transform(self.recipe.augment, self.backbone))
+
+    def learner(self, attach: Callable[[Learner], Tuner]) -> Classifier:
+        """Trains on the training images, judges on the validation images, where there are some."""
+        val = None if self.data.val is None else self.evaluated(self.data.val)
+        return Classifier(self.backbone.model, self.recipe, self.train, val, self.data.num_classes, attach)
+
+    @property
+    def scored(self) -> Split:
+        """Training images in two views each, which the contrastive loss contrasts."""
+        return self.data.train.with_transform(two_views(self.backbone))
+
+    @property
+    def objective(self) -> Objective:
+        """The supervised contrastive loss, or cross-entropy through the new head."""
+        return SupCon(self.recipe.temperature) if self.recipe.objective == "supcon" else CrossEntropy()
+
+    @property
+    def loss(self) -> Objective:
+        """Cross-entropy."""
+        return training_loss(self.recipe, self.data.train.labels, self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The data's."""
+        return self.data.class_names
+
+    def renewed(self, recipe: Recipe) -> ImageWork:
+        """The same images with another fresh backbone."""
+        return replace(self, recipe=recipe, backbone=fresh_backbone(recipe, self.data))
+
+    def untested(self) -> ImageWork:
+        """Without the test images."""
+        return replace(self, data=replace(self.data, test=None))
+
+    def test(self, folder: RunFolder) -> dict[str, Any]:
+        """Report and predictions of the test images; scores on sets beside ImageNet-1k where the recipe asks for it."""
+        metrics: dict[str, Any] = {}
+        test, names = self.data.test, self.data.class_names
+        if test is not None:
+            loader = image_loader(self.evaluated(test), self.recipe.batch_size, workers=self.recipe.workers)
+            begun = time.perf_counter()
+            found, labels = probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), "test")
+            metrics["test_seconds"] = time.perf_counter() - begun
+            metrics["test"] = report(found, labels, names).to_json()
+            write_csv(folder.predictions, prediction_rows(test.names, found, names, test.labels))
+        if self.recipe.ood:
+            metrics["ood"] = score_sets(self.recipe, self.backbone, names)
+        return metrics
+
+
+def prepare(recipe: Recipe) -> ImageWork:
+    """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    if recipe.ood:
+        check_sets(recipe.ood, recipe.data)
+    data = load_data(
+        recipe.data,
+        seed=recipe.seed,
+        val_fraction=recipe.val_fraction,
+        test_fraction=recipe.test_fraction,
+        limit_train=recipe.limit_train,
+        limit_test=recipe.limit_test,
+        shots=recipe.shots,
+        progress=log.info,
+    )
+    if data.val is None:
+        raise DataError(f"{data.name} has too few training images to split validation images off")
+    if recipe.train_on == "train+val":
+        data = replace(data, train=data.train.joined(data.val), val=None)
+    # A damaged image ends a long run at its first epoch; of a large set that is found by `fewtune data check`.
+    data.check(decode=sum(map(len, data.splits.values())) <= DECODED_FIRST)
+    log.info("%s", data.summary())
+    backbone = fresh_backbone(recipe, data)
+    if recipe.cache:
+        size, how = backbone.image_size, backbone.interpolation
+        kept: dict[str, Any] = {
+            name: split.cached(size, square=True, interpolation=how) for name, split in data.splits.items()
+        }
+        data = replace(data, **kept)
+    return ImageWork(recipe, data, backbone)
+
+
+def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
+    """The recipe's backbone with a new head for the data's classes; the same on every call."""
+    backbone = load_backbone(
+        recipe.model,
+        num_classes=data.num_classes,
+        image_size=recipe.image_size,
+        pretrained=recipe.pretrained,
+        drop_path=recipe.drop_path,
+        architecture=recipe.arch,
+        seed=recipe.seed,
+        progress=log.info,
+    )
+    if recipe.checkpoint_activations:
+        recompute_activations(backbone.model, recipe.model)
+    return backbone

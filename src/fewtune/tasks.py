@@ -1,0 +1,92 @@
+"""The kinds of tasks by name, and what is done with a recipe or a task file of any kind.
+
+`TASKS` is the one place that maps the name of a kind of task; installed packages add theirs as entry points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewtune.classification import CLASSIFICATION
+from fewtune.config import Recipe
+from fewtune.errors import DataError, DeltaError, Progress
+from fewtune.methods import load_task_file
+from fewtune.plugins import Table
+from fewtune.segmentation import SEGMENTATION
+from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
+from fewtune.training.work import Work
+
+if TYPE_CHECKING:
+    from fewtune.training.fit import Result
+
+__all__ = ["TASKS", "Task", "compare", "evaluate", "fit", "load_task", "predict", "prepare", "task_of"]
+
+TASKS: Table[Task] = Table("fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, SEGMENTATION)})
+
+
+def prepare(recipe: Recipe) -> Work:
+    """Data and a fresh model, as a recipe's kind of task needs them; DataError or ModelError where they are not."""
+    return TASKS[recipe.task].prepare(recipe)
+
+
+def fit(
+    recipe: Recipe | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, search: bool = False
+) -> Result:
+    """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task."""
+    from fewtune.training.fit import fit as run
+
+    return run(recipe, out, prepare, resume=resume, overwrite=overwrite, search=search)
+
+
+def task_of(delta: str | Path) -> Task:
+    """The kind of task of a task file.
+
+    Raises:
+        DeltaError: it is missing or damaged, or of a kind that is not known here.
+    """
+    name = load_task_file(delta).metadata.get("task", CLASSIFICATION.name)
+    if name not in TASKS:
+        raise DeltaError(
+            f"{delta} is of the kind of task {name!r}, which is not known here; update fewtune, or install the package "
+            "that offers it"
+        )
+    return TASKS[name]
+
+
+def load_task(delta: str | Path, progress: Progress | None = None) -> Loaded:
+    """Make the model that a task file names and apply the file to it.
+
+    Raises:
+        DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
+        ModelError: the backbone cannot be had.
+    """
+    return task_of(delta).load(Path(delta), progress)
+
+
+def evaluate(delta: str | Path, data: str, **options: Any) -> Evaluation:
+    """Test a task file of any kind; the options are those of `classification.evaluate` or `segmentation.evaluate`."""
+    return task_of(delta).evaluate(data, delta=delta, **options)
+
+
+def predict(delta: str | Path, images: Iterable[str | Path], **options: Any) -> Rows:
+    """One row for every image, by a task file of any kind; masks are drawn into the folder `out`."""
+    return task_of(delta).predict(delta, images, **options)
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Second minus first of two files of predictions of the same images.
+
+    Raises:
+        DataError: a file is missing, is none of predictions, or they are of different images.
+    """
+    for task in TASKS.values():
+        if task.recognises(first):
+            return task.compare(first, second)
+    if not first.exists():
+        raise DataError(f"there is no file of predictions at {first}")
+    raise DataError(
+        f"{first} must be a CSV file with the columns file, label and prediction, or with measures of masks, as "
+        "evaluate writes it"
+    )

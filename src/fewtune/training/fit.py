@@ -1,0 +1,166 @@
+"""`fit`: from a recipe to a run folder with a task file.
+
+Validation images are split off the training images, the best epoch by validation accuracy is kept (of equals the one
+with the lower validation loss), and the test set is read once, at the end. With `train_on="train+val"` there is
+nothing to judge an epoch by: the last one is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from fewtune.config import Recipe
+from fewtune.errors import ConfigError
+from fewtune.files import read_json, write_csv, write_json
+from fewtune.methods import METHODS, Tuner
+from fewtune.training.learner import Learner, NonFiniteLoss
+from fewtune.training.loaders import seed_all
+from fewtune.training.memory import file_size, peak_memory
+from fewtune.training.run_folder import RunFolder, draw_curves
+from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
+from fewtune.training.tuners import Share, fit_at_once, make_tuner, method_of
+from fewtune.training.work import Work
+
+log = logging.getLogger("fewtune")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, and what stands in its metrics.json."""
+
+    folder: RunFolder
+    metrics: dict[str, Any]
+
+
+def fit(
+    recipe: Recipe | None,
+    out: str | Path,
+    prepare: Callable[[Recipe], Work],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    search: bool = False,
+) -> Result:
+    """Select, train, test once, and write the run folder `out`.
+
+    Args:
+        recipe: the settings; None with `resume` takes those of the run that lies in `out`.
+        prepare: turns the recipe into work, as its kind of task does.
+        resume: go on after the last finished epoch; on a CPU the numbers are those of an uninterrupted run.
+        overwrite: throw away the run that lies in `out`.
+        search: first choose lr, k (and drop path) on validation images, see `fewtune.training.search`.
+
+    Raises:
+        FewtuneError: of the kind that says what the user can mend; nothing is written before model and data are good.
+        OSError: the folder cannot be written.
+    """
+    folder, main = RunFolder(Path(out)), is_main()
+    if main:
+        folder.check(resume=resume, overwrite=overwrite)
+    begun = folder.config.exists() and (resume or (search and not main))
+    if begun:
+        recipe = folder.resumed(recipe, searched=search)
+    if recipe is None:
+        raise ConfigError(f"{folder.path} holds no run to resume; say --model and --data to begin one")
+    if begun and folder.metrics.exists():
+        log.info("%s is complete already", folder.path)
+        return Result(folder, read_json(folder.metrics))
+    seed_all(recipe.seed)
+    work = prepare(recipe)
+    check = METHODS[recipe.method].check
+    if check is not None and not begun:
+        check(Share(work, torch.device("cpu")))  # refused here, if it is, before the folder is begun
+    if search and not begun:
+        from fewtune.training.search import search_recipe
+
+        found = search_recipe(work)
+        recipe = found.best
+        work = work.renewed(recipe)
+    if main and not begun:
+        folder.begin(recipe)
+        if search:
+            write_csv(folder.search, found.rows)
+    return _run(work, folder)
+
+
+def _run(work: Work, folder: RunFolder) -> Result:
+    recipe, started = work.recipe, time.perf_counter()
+    tuner: Tuner
+    history: list[dict[str, float]] = []
+    if method_of(work).trains_by_epochs(recipe.task):
+        module = train(work, folder)
+        tuner, history = module.tuner, module.history
+        chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
+    else:
+        fitted = fit_at_once(work)
+        tuner, chosen = fitted.tuner, fitted.validation
+    metrics = {
+        "task": recipe.task,
+        "method": recipe.method,
+        "model": recipe.model,
+        "data": recipe.data,
+        "seed": recipe.seed,
+        "trained": tuner.trained,
+        "backbone_parameters": tuner.backbone_parameters,
+        "percent_of_backbone": 100 * tuner.trained / tuner.backbone_parameters,
+        "train_images": len(work.data.train),
+        "validation": chosen,
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak_memory(),
+    }
+    if is_main():
+        metrics = _finish(work, folder, tuner, history, metrics)
+    return Result(folder, metrics)
+
+
+def train(work: Work, folder: RunFolder) -> Learner:
+    """Train with Lightning, from the folder's checkpoint where there is one, and load the best epoch."""
+    module = work.learner(lambda own: make_tuner(work, folder, own))
+    logger = TensorBoardLogger(folder.path, name="tensorboard", version="")
+    callbacks: list[Any] = [SaveEpochs(folder.checkpoint, folder.history)]
+    trainer = build_trainer(work.recipe, folder.path, callbacks=callbacks, logger=logger)
+    checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except NonFiniteLoss:
+        if module.best is not None and trainer.is_global_zero:
+            module.load_best()
+            _save_delta(work, folder, module.tuner, {"epoch": module.best["epoch"]})
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    module.load_best()
+    return module
+
+
+def _finish(
+    work: Work, folder: RunFolder, tuner: Tuner, history: list[dict[str, float]], metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """Save the task file, read the test set once, and write what came out; metrics.json last."""
+    _save_delta(work, folder, tuner, metrics["validation"])
+    metrics["delta_bytes"] = file_size(folder.delta)
+    metrics |= work.test(folder)
+    if history:
+        metrics["training_seconds"] = sum(entry["seconds"] for entry in history)
+        draw_curves(history, folder.curves)
+    flat = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
+    flat |= {f"validation_{key}": value for key, value in metrics["validation"].items() if not isinstance(value, dict)}
+    intervals = {name: found for name, found in metrics.get("test", {}).items() if isinstance(found, dict)}
+    flat |= {f"test_{name}_{key}": value for name, found in intervals.items() for key, value in found.items()}
+    write_csv(folder.metrics.with_suffix(".csv"), [flat])
+    write_json(folder.metrics, metrics)
+    return metrics
+
+
+def _save_delta(work: Work, folder: RunFolder, tuner: Tuner, chosen: dict[str, Any]) -> None:
+    metadata = work.describe(validation=chosen)
+    with torch.no_grad():
+        tuner.delta(metadata).save(folder.delta)
