@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
 from sys import float_info
 
 import torch
@@ -18,6 +19,9 @@ def top_mask(scores: Tensor, counts: int) -> Tensor:
     if counts <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     smallest = scores.topk(counts, dim=1).values[:, -1:]
+    mask = scores >= smallest
+    if int(mask.sum()) == counts * len(scores):  # no ties at the edge
+        return mask
     above, equal = scores > smallest, scores == smallest
     room = counts - above.sum(1, keepdim=True)
     return above | (equal & (equal.cumsum(1) <= room))
@@ -58,15 +62,17 @@ def granular_top_k(
 ) -> dict[str, Places]:
     """The selected places of every scored matrix [neurons, fan_in]; see `fewtune.select`."""
     wanted = wanted_connections(matrices, k, budget)
+    masks: Iterable[tuple[str, Tensor]]
     match granularity:
         case "neuron":
-            masks = _by_neuron(matrices, wanted)
+            masks = _by_neuron(matrices, wanted).items()
         case "layer":
-            masks = {name: _largest({name: m}, round(_total({name: m}, wanted)))[name] for name, m in matrices.items()}
+            counts = {name: round(_total({name: m}, wanted)) for name, m in matrices.items()}
+            masks = (pair for name, m in matrices.items() for pair in _largest({name: m}, counts[name]))
         case _:
             masks = _largest(matrices, round(_total(matrices, wanted)))
-    places = {name: Places.from_mask(mask) for name, mask in masks.items()}
-    return {name: p for name, p in places.items() if len(p)}
+    places = ((name, Places.from_mask(mask)) for name, mask in masks)
+    return {name: p for name, p in places if len(p)}
 
 
 def _by_neuron(matrices: Mapping[str, Tensor], wanted: float) -> dict[str, Tensor]:
@@ -83,15 +89,59 @@ def _by_neuron(matrices: Mapping[str, Tensor], wanted: float) -> dict[str, Tenso
     # The next connection of every neuron that has one left; the neurons with the largest of them get one more.
     rest = {name: m.masked_fill(masks[name], -1.0) for name, m in matrices.items() if m.shape[1] > whole}
     best = {name: m.max(dim=1) for name, m in rest.items()}
-    chosen = _largest({name: b.values[:, None] for name, b in best.items()}, extra)
+    chosen = dict(_largest({name: b.values[:, None] for name, b in best.items()}, extra))
     for name, b in best.items():
         masks[name] = masks[name].scatter(1, b.indices[:, None], chosen[name])
     return masks
 
 
-def _largest(matrices: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """True at the ``count`` largest scores over all matrices together; among equals the first in order win."""
-    flat = torch.cat([m.reshape(-1).cpu() for m in matrices.values()])
-    mask = top_mask(flat[None, :], count)[0]
-    parts = mask.split([m.numel() for m in matrices.values()])
-    return {name: part.view(m.shape).to(m.device) for (name, m), part in zip(matrices.items(), parts, strict=True)}
+def _largest(matrices: Mapping[str, Tensor], count: int) -> Iterator[tuple[str, Tensor]]:
+    """By name, true at the ``count`` largest scores over all matrices together; among equals the first in order win.
+
+    Nothing is sorted: the smallest score that is kept is found by counting, then each matrix is compared with it.
+    """
+    total = sum(m.numel() for m in matrices.values())
+    if not 0 < count < total:
+        yield from ((name, torch.full(m.shape, count > 0, device=m.device)) for name, m in matrices.items())
+        return
+    dtype = reduce(torch.promote_types, (m.dtype for m in matrices.values()), torch.float32)
+    smallest, room = _edge(lambda: (m.to(dtype) for m in matrices.values()), count)
+    for name, m in matrices.items():
+        wide, edge = m.to(dtype), smallest.to(m.device)
+        mask = wide >= edge
+        equal = wide == edge
+        ties = int(equal.sum())
+        if ties > room:
+            kept = equal.reshape(-1).cumsum(0).view(m.shape) <= room
+            mask &= ~equal | kept
+        room -= min(ties, room)
+        yield name, mask
+
+
+DIGIT = 16
+"""Bits of a score that one pass of `_edge` counts by."""
+
+
+def _edge(scores: Callable[[], Iterable[Tensor]], count: int) -> tuple[Tensor, int]:
+    """The ``count``-th largest of some scores (never negative, not NaN), and how many that equal it are among them.
+
+    The bits of floating-point numbers from 0 on are in the order of the numbers. So each pass counts the scores by
+    their next 16 bits, among those that have the leading bits which are known of the one that is sought.
+    """
+    first = next(iter(scores()))
+    dtype, bits = first.dtype, 8 * first.itemsize
+    integer = torch.int64 if bits == 64 else torch.int32
+    prefix = 0
+    for shift in range(bits - DIGIT, -1, -DIGIT):
+        histogram = torch.zeros(2**DIGIT, dtype=torch.int64)
+        for part in scores():
+            for chunk in part.reshape(-1).split(2**20):
+                number = (chunk + 0.0).view(integer)  # -0.0 becomes 0.0
+                if shift < bits - DIGIT:
+                    number = number[number >> (shift + DIGIT) == prefix]
+                histogram += torch.bincount((number >> shift) & (2**DIGIT - 1), minlength=2**DIGIT).cpu()
+        above = histogram.flip(0).cumsum(0)
+        digit = int(torch.searchsorted(above, count))
+        count -= int(above[digit - 1]) if digit else 0
+        prefix = (prefix << DIGIT) | (2**DIGIT - 1 - digit)
+    return torch.tensor(prefix, dtype=integer).view(dtype), count

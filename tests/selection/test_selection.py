@@ -181,3 +181,30 @@ def test_nothing_inside_an_excluded_module_is_trained() -> None:
     assert selection.whole == ("first.bias", "up.bias")
     assert select(scores, k=1, exclude="block.1").per_layer()["block.1.weight"] == 0
     assert select(scores, k=1, exclude=()) == select(scores, k=1)
+
+
+@given(st.integers(0, 1000), st.integers(1, 40), st.sampled_from(["layer", "network"]))
+@settings(max_examples=60, deadline=None)
+def test_layer_and_network_agree_with_a_stable_sort(seed: int, tenths: int, granularity: Any) -> None:
+    """Many ties, zeros of both signs, numbers of very different sizes and two dtypes: the order of a stable sort."""
+    draw = torch.Generator().manual_seed(seed)
+    levels = torch.tensor([0.0, -0.0, 1e-42, 1e-30, 0.5, 0.5 + 2**-24, 1.0, 3e38])
+    values = {name: levels[torch.randint(len(levels), shape, generator=draw)] for name, shape in SHAPES.items()}
+    for value in values.values():
+        value.view(-1)[0] = 2.0
+    first = next(iter(values))
+    values[first] = values[first].double() + 2.0**-60  # tells float64 scores apart from float32 ones
+    scores, k = scores_of(values), tenths / 10
+    selection = select(scores, k=k, granularity=granularity)
+    matrices = matrices_of(scores)
+    groups = [matrices] if granularity == "network" else [{name: m} for name, m in matrices.items()]
+    for group in groups:
+        flat = torch.cat([m.reshape(-1).double() for m in group.values()])
+        count = round(sum(m.shape[0] * min(k, m.shape[1]) for m in group.values()))
+        wanted = torch.zeros(len(flat), dtype=torch.bool)
+        wanted[flat.sort(descending=True, stable=True).indices[:count]] = True
+        masks = [
+            selection.places[n].mask() if n in selection.places else torch.zeros(m.shape, dtype=torch.bool)
+            for n, m in group.items()
+        ]
+        assert torch.equal(torch.cat([mask.reshape(-1) for mask in masks]), wanted)
