@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.neurons import ASK_MODEL, Anatomy, HeadSpec, Role, describe
+from fewtune.neurons import ASK_MODEL, Anatomy, HeadSpec, Role, describe, require_floating
 from fewtune.objectives import Objective, SupCon, pooled_features
 
 
@@ -65,6 +65,20 @@ def _names(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def scored_weights(
+    model: nn.Module, head: HeadSpec, roles: Mapping[str, str | Role] | None
+) -> tuple[Anatomy, dict[str, Tensor]]:
+    """A model's anatomy and its neurons' weights; arguments as in `fewtune.neurons.describe`.
+
+    Raises:
+        ImportanceError: a weight is not floating-point.
+    """
+    anatomy, named = describe(model, head, roles), dict(model.named_parameters())
+    weights: dict[str, Tensor] = {name: named[name] for name in anatomy.views}
+    require_floating(weights, ImportanceError)
+    return anatomy, weights
+
+
 def gradient_importance(
     model: nn.Module,
     loader: Iterable[Any],
@@ -107,12 +121,10 @@ def gradient_importance(
     for option, value in {"limit": limit, "passes": passes}.items():
         if value is not None and (type(value) is not int or value < 1):
             raise ImportanceError(f"{option}={value!r}; expected a whole number above 0")
-    anatomy = describe(model, head, roles)
+    anatomy, weights = scored_weights(model, head, roles)
     objective = objective if objective is not None else SupCon()
     if isinstance(objective, SupCon) and objective.features is None:
         objective = replace(objective, features=partial(pooled_features, head=head))
-    named = dict(model.named_parameters())
-    weights = {name: named[name] for name in anatomy.views}
     names, sums = list(weights), dict[str, Tensor]()
     with left_as_found(model, train_mode):
         for part in range(min(passes, len(names))):
@@ -188,10 +200,10 @@ def _summing_gradients(
     for p in model.parameters():
         p.requires_grad_(False)
     hooks = []
-    for name, weight in weights.items():
-        weight.requires_grad_(True)
-        hooks.append(weight.register_post_accumulate_grad_hook(partial(add, name)))
-    try:
+    try:  # from the first hook on: one that outlived a refusal would swallow the gradients of later training
+        for name, weight in weights.items():
+            weight.requires_grad_(True)
+            hooks.append(weight.register_post_accumulate_grad_hook(partial(add, name)))
         yield sums
     finally:
         for hook in hooks:
@@ -240,9 +252,8 @@ def magnitude_importance(
     model: nn.Module, head: HeadSpec = ASK_MODEL, *, roles: Mapping[str, str | Role] | None = None
 ) -> Scores:
     """|w| of every connection (the paper's "Magnitude"); arguments as in `gradient_importance`."""
-    anatomy = describe(model, head, roles)
-    named = dict(model.named_parameters())
-    return Scores({name: named[name].detach().abs() for name in anatomy.views}, anatomy)
+    anatomy, weights = scored_weights(model, head, roles)
+    return Scores({name: weight.detach().abs() for name, weight in weights.items()}, anatomy)
 
 
 def random_importance(
@@ -256,7 +267,7 @@ def random_importance(
 
     With granularity "neuron" the paper's random choice per neuron, with "network" over the whole network.
     """
-    anatomy = describe(model, head, roles)
+    anatomy, _ = scored_weights(model, head, roles)
     generator = torch.Generator("cpu").manual_seed(seed)
     return Scores(
         {name: torch.rand(v.shape, generator=generator, device="cpu") for name, v in anatomy.views.items()}, anatomy

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.importance import Scores
-from fewtune.neurons import ASK_MODEL, HeadSpec, Role, describe
+from fewtune.importance import Scores, scored_weights
+from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 
 
 def difference_importance(
@@ -36,8 +36,7 @@ def difference_importance(
         ImportanceError: a weight is missing or has another shape, is not finite, or is not moved at all.
         ModelError: ``head`` names no module.
     """
-    anatomy = describe(model, head, roles)
-    before = dict(model.named_parameters())
+    anatomy, before = scored_weights(model, head, roles)
     if missing := [name for name in anatomy.views if name not in tuned]:
         raise ImportanceError(
             f"the tuned state has no {missing[0]} (of {len(missing)} weights that are missing); expected all weights "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fewtune.errors import DeltaError
-from fewtune.neurons import Role
+from fewtune.neurons import Role, require_floating
 
 if TYPE_CHECKING:
     from fewtune.delta.task import Delta
@@ -155,6 +155,7 @@ def _classes(delta: Delta) -> int:
 
 def _check_kinds(delta: Delta, tensors: Mapping[str, Tensor]) -> None:
     """That every tensor the delta reads or writes is there, of the right shape and kind, in memory and in one piece."""
+    require_floating({n: tensors[n] for n in delta.positions if n in tensors and n not in delta.buffers}, DeltaError)
     covered = delta.fingerprint.tensors
     for name, (shape, floating) in covered.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
@@ -168,7 +169,5 @@ def _check_kinds(delta: Delta, tensors: Mapping[str, Tensor]) -> None:
             raise DeltaError(f"{name} is on the meta device: load the backbone's weights first")
         if hasattr(tensor, "full_tensor"):
             raise DeltaError(f"{name} is sharded: apply the delta to the model before it is wrapped")
-        if name not in delta.buffers and not tensor.is_floating_point():
-            raise DeltaError(f"{name} is of {tensor.dtype} in the model; only floating-point weights can be written")
         if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
             raise DeltaError(f"{name} is an expanded tensor, whose entries share memory: make it contiguous first")

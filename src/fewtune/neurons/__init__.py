@@ -15,6 +15,7 @@ from fewtune.neurons.anatomy import (
     has_running_statistics,
     nearest,
     owners,
+    require_floating,
 )
 from fewtune.neurons.roles import Role
 from fewtune.neurons.views import Places, View
@@ -33,4 +34,5 @@ __all__ = [
     "has_running_statistics",
     "nearest",
     "owners",
+    "require_floating",
 ]

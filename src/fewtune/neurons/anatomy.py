@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fewtune.errors import ModelError, SelectionError
+from fewtune.errors import FewtuneError, ModelError, SelectionError
 from fewtune.neurons.roles import Role, behaves_like_norm, listed_role, qualified
 from fewtune.neurons.views import View, sizes
 
@@ -281,6 +281,17 @@ def owners(model: nn.Module) -> dict[str, list[Owner]]:
             if parameter is not None:
                 result[names[id(parameter)]].append(Owner(module_name, module, attribute))
     return result
+
+
+def require_floating(tensors: Mapping[str, torch.Tensor], error: type[FewtuneError]) -> None:
+    """Raises ``error``, which says what to do, where a weight that is to be tuned is not floating-point."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise error(
+                f"{name} is of {tensor.dtype}: quantised weights have no gradient and cannot be tuned; load the "
+                "backbone in float32, bfloat16 or float16, or leave the weight out when its connections are scored, "
+                f"with roles={{{name!r}: 'other'}}"
+            )
 
 
 _UPDATED_IN_TRAINING = {f"timm.layers.evo_norm.EvoNorm2d{kind}" for kind in ("B0", "B1", "B2")}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fewtune.errors import TuningError
-from fewtune.neurons import has_running_statistics, nearest, owners
+from fewtune.neurons import has_running_statistics, nearest, owners, require_floating
 from fewtune.selection import Selection
 from fewtune.tuning import layers, stepping, trained
 from fewtune.tuning.frozen_sample import Sample
@@ -80,6 +80,7 @@ def _check(model: nn.Module, selection: Selection) -> None:
             )
         if shapes[name] != shape:
             raise TuningError(f"the selection is of another model: {name} has shape {shapes[name]}, expected {shape}")
-    for name in selection.places:
-        if not dict(model.named_parameters())[name].is_floating_point():
-            raise TuningError(f"{name} is not a floating-point weight and cannot be trained")
+    named = dict(model.named_parameters())
+    require_floating(
+        {name: named[name] for name in (*selection.places, *selection.whole, *selection.head)}, TuningError
+    )
