@@ -18,7 +18,8 @@ from torch import nn
 
 from delta_cases import Small, Task, anatomy_of, bits, choose, made_up, same_bits, state
 from fewtune.delta import applied, load_delta, swap, take
-from fewtune.delta.format import from_bytes, to_bytes
+from fewtune.delta.delta import from_bytes
+from fewtune.delta.format import to_bytes
 from fewtune.errors import DeltaError
 from fewtune.neurons import Places, describe
 
@@ -348,9 +349,9 @@ def test_writing_is_atomic(task: Task, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_write_that_fails_midway_is_undone(model: Small, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fewtune.delta import applying
+    from fewtune.delta import apply as writing
 
-    plain, calls = applying.write, []
+    plain, calls = writing.write, []
 
     def failing(*args: object) -> None:
         calls.append(args)
@@ -358,7 +359,7 @@ def test_a_write_that_fails_midway_is_undone(model: Small, task: Task, monkeypat
         if len(calls) == 4:
             raise RuntimeError("device lost")
 
-    monkeypatch.setattr(applying, "write", failing)
+    monkeypatch.setattr(writing, "write", failing)
     with pytest.raises(RuntimeError, match="device lost"):
         task.delta.apply(model)
     assert len(calls) == 8

@@ -25,7 +25,8 @@ from torch import nn
 
 from delta_cases import Small, Task, anatomy_of, bits, choose, made_up
 from fewtune.delta import Delta, applied
-from fewtune.delta.format import NO_CHECKSUM, _checksum, from_bytes, to_bytes
+from fewtune.delta.delta import from_bytes
+from fewtune.delta.format import NO_CHECKSUM, _checksum, to_bytes
 from fewtune.delta.packing import pack
 from fewtune.errors import DeltaError
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_cases import Task, made_up
-from fewtune.delta.format import from_bytes, pack_numbers, to_bytes
+from fewtune.delta.delta import from_bytes
+from fewtune.delta.format import pack_numbers, to_bytes
 from fewtune.importance import Scores, random_importance
 from fewtune.selection import select
 

@@ -6,15 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from fewtune.delta.contents import Contents
 from fewtune.errors import DeltaError
 from fewtune.neurons import Role, require_floating
-
-if TYPE_CHECKING:
-    from fewtune.delta.task import Delta
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +23,7 @@ class Target:
     index: Tensor | None
 
 
-def check_contents(delta: Delta) -> None:
+def check_contents(delta: Contents) -> None:
     """That a delta is whole and agrees with itself.
 
     Raises:
@@ -89,6 +87,10 @@ class Inventory:
     parameters: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
 
+    def replaced(self, parameters: Mapping[str, Tensor]) -> Inventory:
+        """The same with other tensors under some parameters' names."""
+        return Inventory({**self.parameters, **parameters}, {**self.tensors, **parameters})
+
 
 def inventory(model: nn.Module) -> Inventory:
     """All tensors of a model, in one walk over its modules.
@@ -110,7 +112,7 @@ def inventory(model: nn.Module) -> Inventory:
     return Inventory(parameters, buffers | parameters)
 
 
-def find_targets(delta: Delta, found: Inventory) -> dict[str, Target]:
+def find_targets(delta: Contents, found: Inventory) -> dict[str, Target]:
     """The model's tensors that the delta overwrites.
 
     Raises:
@@ -132,7 +134,7 @@ def find_targets(delta: Delta, found: Inventory) -> dict[str, Target]:
     return {name: Target(found.tensors[name], index) for name, index in delta.positions.items()}
 
 
-def _check_head(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
+def _check_head(delta: Contents, parameters: Mapping[str, Tensor]) -> None:
     """That the model's head is one that the delta's values fit."""
     anatomy = delta.choice.anatomy
     head = anatomy.named(Role.HEAD)
@@ -147,13 +149,13 @@ def _check_head(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
             )
 
 
-def _classes(delta: Delta) -> int:
+def _classes(delta: Contents) -> int:
     """The number of outputs of the head: of the last of its tensors."""
     shape = delta.choice.anatomy.shapes[delta.choice.head[-1]] if delta.choice.head else ()
     return shape[0] if shape else 0
 
 
-def _check_kinds(delta: Delta, tensors: Mapping[str, Tensor]) -> None:
+def _check_kinds(delta: Contents, tensors: Mapping[str, Tensor]) -> None:
     """That every tensor the delta reads or writes is there, of the right shape and kind, in memory and in one piece."""
     require_floating({n: tensors[n] for n in delta.positions if n in tensors and n not in delta.buffers}, DeltaError)
     covered = delta.fingerprint.tensors

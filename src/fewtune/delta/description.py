@@ -6,7 +6,6 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from fewtune.delta.fingerprint import Covered
@@ -15,6 +14,8 @@ from fewtune.neurons import Anatomy, Role, View
 
 LIMIT = 16 * 2**20
 """Most bytes of JSON that are looked at."""
+EXPANSION, FLOOR = 64, 2**20
+"""Packed JSON expands to at most so many times its length, or so many bytes, whichever is more."""
 LARGEST = 2**48
 """Largest length or size that is taken for one."""
 
@@ -74,7 +75,7 @@ class Description:
             ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error: it is damaged.
         """
         decoder = zlib.decompressobj()
-        plain = decoder.decompress(data, LIMIT)
+        plain = decoder.decompress(data, min(LIMIT, max(FLOOR, EXPANSION * len(data))))
         if not decoder.eof or decoder.unused_data:
             raise ValueError("the description of the model is damaged")
         content = _object(json.loads(plain))
@@ -92,8 +93,12 @@ class Description:
         buffers = {name: _shape(size) for name, size in _object(content["buffers"]).items()}
         shapes = _stored_shapes(anatomy, dense, layers, buffers)
         others = {n: k for k, names in _object(content["other dtypes"]).items() for n in _names(names, shapes)}
-        if sum(prod(size) for size in shapes.values()) > LARGEST:
-            raise ValueError("more numbers are stated than any file holds")
+        for name, form in layers.items():
+            view = anatomy.views[name]
+            if form.count > view.neurons * view.fan_in or form.hot > min(view.fan_in, form.count):
+                raise ValueError(f"{name} states more places, or more hot columns, than it has")
+        if any(name not in covered or covered[name].shape != size for name, size in buffers.items()):
+            raise ValueError("a buffer has another shape than the backbone's")
         return cls(
             anatomy,
             dense,

@@ -9,7 +9,8 @@
 
 The header's only entry, ``fewtune``, is JSON: format, version, checksum (SHA-256 of the whole file with the checksum's
 own 64 characters set to zero), dtype, number of connections, metadata. Nothing in a file is ever executed, every length
-is checked against the bytes that are there before it is used, and what does not agree is refused.
+is checked against the bytes that are there before it is used, and what does not agree is refused. Before anything is
+unpacked, the sizes that a file states are held against each other and against its own size: see `largest`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fewtune.delta.checks import as_json, check_contents
+from fewtune.delta.contents import Contents
 from fewtune.delta.description import LIMIT, Description
 from fewtune.delta.fingerprint import Fingerprint
 from fewtune.delta.packing import bit_length, decode_all, encode_all, pack, unpack
-from fewtune.delta.task import Delta
 from fewtune.errors import DeltaError, FewtuneError
 from fewtune.files import write_bytes
 from fewtune.selection import Selection
@@ -38,6 +39,8 @@ from fewtune.selection import Selection
 FORMAT = "fewtune-delta"
 VERSION = 1
 NO_CHECKSUM = "0" * 64
+EXPANSION, FLOOR = 32, 16 * 2**20
+"""A file's numbers take at most so many times its own bytes in memory, or so many bytes, whichever is more."""
 DAMAGE = (
     SafetensorError,
     FewtuneError,
@@ -58,31 +61,37 @@ DTYPES = {
 }
 
 
-def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
+def to_bytes(delta: Contents, dtype: torch.dtype | None = None) -> bytes:
     """The file's bytes; the same delta always gives the same. ``dtype``: as in `Delta.save`."""
     choice = delta.choice
     layouts, tables, integers = encode_all(choice.places)
-    bits = bit_length(tables), bit_length(integers)
     numbers = {n: _rounded(n, delta.new(n), dtype) for n in (*layouts, *delta.whole, *delta.buffers)}
     description = Description(
         choice.anatomy,
         choice.dense,
         layouts,
-        bits,
+        bits=(bit_length(tables), bit_length(integers)),
         buffers={name: tuple(buffer.shape) for name, buffer in delta.buffers.items()},
         dtypes={name: _name(tensor.dtype) for name, tensor in numbers.items()},
         covered=delta.fingerprint.tensors,
     )
-    blocks = {
-        "model": description.to_bytes(),
-        "fingerprint": delta.fingerprint.to_bytes(),
-        "tables": pack(tables, bits[0]),
-        "places": pack(integers, bits[1]),
-    }
-    for kind in dict.fromkeys(tensor.dtype for tensor in numbers.values()):
-        together = torch.cat([tensor.reshape(-1) for tensor in numbers.values() if tensor.dtype is kind])
-        blocks[f"numbers.{_name(kind)}"] = pack_numbers(together)
-    stored = {name: torch.frombuffer(bytearray(block), dtype=torch.uint8) for name, block in blocks.items()}
+
+    def blocks(coded: bool) -> dict[str, bytes]:
+        packed = {
+            "model": description.to_bytes(),
+            "fingerprint": delta.fingerprint.to_bytes(),
+            "tables": pack(tables, description.bits[0], coded),
+            "places": pack(integers, description.bits[1], coded),
+        }
+        for kind in dict.fromkeys(tensor.dtype for tensor in numbers.values()):
+            together = torch.cat([tensor.reshape(-1) for tensor in numbers.values() if tensor.dtype is kind])
+            packed[f"numbers.{_name(kind)}"] = pack_numbers(together, coded)
+        return packed
+
+    packed = blocks(coded=True)
+    if stated_bytes(description) > largest(sum(map(len, packed.values()))):
+        packed = blocks(coded=False)  # such as a large head of zeros: coded, it would be refused when it is read
+    stored = {name: torch.frombuffer(bytearray(block), dtype=torch.uint8) for name, block in packed.items()}
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -95,6 +104,21 @@ def to_bytes(delta: Delta, dtype: torch.dtype | None = None) -> bytes:
     return content.replace(NO_CHECKSUM.encode(), _checksum(content, NO_CHECKSUM).encode(), 1)
 
 
+def largest(length: int) -> int:
+    """The most bytes that the numbers of a file of this length may take in memory.
+
+    A delta's values hardly shrink when they are packed (4 bytes to about 3.5), its places to about a tenth.
+    """
+    return max(FLOOR, EXPANSION * length)
+
+
+def stated_bytes(description: Description) -> int:
+    """Bytes that the numbers of a described delta take in memory: values and tensors, places, hot columns."""
+    integers = sum(form.count + form.hot for form in description.layers.values())
+    sizes = (prod(s) * DTYPES[description.dtypes[n]].itemsize for n, s in description.shapes.items())
+    return 8 * integers + sum(sizes)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Raises:
     DeltaError: the file cannot be written.
@@ -105,28 +129,26 @@ def write_file(path: Path, content: bytes) -> None:
         raise DeltaError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def load_delta(path: str | Path) -> Delta:
-    """Reads a delta that `Delta.save` wrote.
+def read_file(path: Path) -> bytes:
+    """All bytes of a delta file.
 
     Raises:
-        DeltaError: the file is missing, of another kind, of a newer version, truncated or altered.
+        DeltaError: the file is missing, cannot be read, or is of another kind.
     """
-    path = Path(path)
     try:
         with path.open("rb") as file:
             content = file.read(8)
             content += file.read(min(int.from_bytes(content, "little"), LIMIT))
             _header(content, str(path))  # before all of a large file of another kind is read
-            content += file.read()
+            return content + file.read()
     except FileNotFoundError as error:
         raise DeltaError(f"{path} does not exist") from error
     except OSError as error:
         raise DeltaError(f"{path} cannot be read: {error.strerror or error}") from error
-    return from_bytes(content, str(path))
 
 
-def from_bytes(content: bytes, source: str = "the delta") -> Delta:
-    """The inverse of `to_bytes`; ``source`` begins the error messages.
+def contents(content: bytes, source: str, limit: int | None = None) -> Contents:
+    """The inverse of `to_bytes`; ``source`` begins the error messages, ``limit`` is as in `load_delta`.
 
     Raises:
         DeltaError: as `load_delta`.
@@ -136,7 +158,7 @@ def from_bytes(content: bytes, source: str = "the delta") -> Delta:
     if not isinstance(present, str) or not present.isascii() or present != _checksum(content, present):
         raise DeltaError(f"{source} is truncated or altered: its checksum does not agree; get the file again")
     try:
-        delta = _decode(safetensors.torch.load(content), header)
+        delta = _decode(safetensors.torch.load(content), header, largest(len(content)) if limit is None else limit)
         check_contents(delta)
     except DAMAGE as error:
         raise DeltaError(f"{source} is damaged: {_said(error)}") from error
@@ -184,9 +206,15 @@ def _checksum(content: bytes, present: str) -> str:
     return total.hexdigest()
 
 
-def _decode(stored: dict[str, Tensor], header: dict[str, Any]) -> Delta:
+def _decode(stored: dict[str, Tensor], header: dict[str, Any], limit: int) -> Contents:
     blocks = {name: tensor.numpy().tobytes() for name, tensor in stored.items()}
     description = Description.from_bytes(blocks["model"])
+    fingerprint = Fingerprint.from_bytes(description.covered, blocks["fingerprint"])
+    if (stated := stated_bytes(description)) > limit:
+        raise ValueError(
+            f"it states {stated:,} bytes of numbers, and {limit:,} are the most for a file of its size; where you "
+            f"trust it, read it with load_delta(path, limit={stated})"
+        )
     layers, views = description.layers, description.anatomy.views
     tables = unpack(blocks["tables"], description.bits[0], sum(form.hot for form in layers.values()))
     integers = unpack(blocks["places"], description.bits[1], sum(form.count for form in layers.values()))
@@ -194,19 +222,19 @@ def _decode(stored: dict[str, Tensor], header: dict[str, Any]) -> Delta:
     places = dict(decode_all(layers, matrices, tables, integers))
     choice = Selection(description.anatomy, {n: places[n] for n in views if n in places}, description.dense)
     numbers = _numbers(description, blocks)
-    return Delta(
+    return Contents(
         choice,
         values={name: numbers[name] for name in choice.places},
         whole={name: numbers[name] for name in (*choice.whole, *choice.head)},
         buffers={name: numbers[name] for name in description.buffers},
-        fingerprint=Fingerprint.from_bytes(description.covered, blocks["fingerprint"]),
+        fingerprint=fingerprint,
         metadata=as_json(header["metadata"]),
     )
 
 
-def pack_numbers(numbers: Tensor) -> bytes:
+def pack_numbers(numbers: Tensor, coded: bool = True) -> bytes:
     """The bits of a 1-D tensor, packed."""
-    return pack(numbers.view(BITS[numbers.itemsize]).numpy(), 8 * numbers.itemsize)
+    return pack(numbers.view(BITS[numbers.itemsize]).numpy(), 8 * numbers.itemsize, coded)
 
 
 def _numbers(description: Description, blocks: dict[str, bytes]) -> dict[str, Tensor]:

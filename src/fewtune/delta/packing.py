@@ -1,4 +1,4 @@
-"""Few bytes for many numbers: integers in byte planes, places as slots of hot columns or as gaps.
+"""Compact encoding of indices and values: integers in byte planes, places in hot columns or as gaps.
 
 A layer's places become integers in whichever of four ways is the shortest. *Positions*: every neuron has the
 same number of connections, and each is written as its column. *Gaps*: the distances between consecutive places
@@ -23,11 +23,16 @@ MATRIX_LIMIT = 2**48
 """Largest number of entries of a matrix; keeps all arithmetic on indices within 64 bits."""
 
 
-def squeeze(data: bytes) -> bytes:
-    """Huffman coded (run lengths too), with a leading 1; or as it is, with a leading 0, where that is not longer."""
+def squeeze(data: bytes, coded: bool = True) -> bytes:
+    """Huffman coded (run lengths too), with a leading 1; or as it is, with a leading 0, where that is not longer.
+
+    ``coded``: False leaves it as it is.
+    """
+    if not coded:
+        return b"\0" + data
     coder = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
-    coded = coder.compress(data) + coder.flush()
-    return b"\1" + coded if len(coded) < len(data) else b"\0" + data
+    shorter = coder.compress(data) + coder.flush()
+    return b"\1" + shorter if len(shorter) < len(data) else b"\0" + data
 
 
 def expand(data: bytes, length: int) -> bytes:
@@ -53,9 +58,9 @@ def expand(data: bytes, length: int) -> bytes:
     return plain
 
 
-def pack(numbers: np.ndarray, bits: int) -> bytes:
+def pack(numbers: np.ndarray, bits: int, coded: bool = True) -> bytes:
     """Unsigned integers below 2**bits as squeezed planes: for each, its length in 8 bytes and its data."""
-    blocks = [squeeze(plane.tobytes()) for plane in _planes(numbers, bits)]
+    blocks = [squeeze(plane.tobytes(), coded) for plane in _planes(numbers, bits)]
     return b"".join(len(block).to_bytes(8, "little") + block for block in blocks)
 
 

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from threading import Lock, RLock
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from fewtune.delta.checks import Inventory, Target, find_targets, inventory, require_finite
+from fewtune.delta.checks import Target, find_targets, inventory, require_finite
+from fewtune.delta.contents import Contents
 from fewtune.delta.entries import read, write
+from fewtune.delta.head import Resizing
 from fewtune.errors import DeltaError
-
-if TYPE_CHECKING:
-    from fewtune.delta.task import Delta
 
 Verify = Literal["fast", "full", "none"]
 
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """What stands in a model: the delta, what it wrote, and what it overwrote, each by tensor name."""
+    """What stands in a model: the delta, what it wrote, and what it overwrote, each by tensor name.
 
-    delta: Delta
+    ``head``: the parameters of the head that were replaced, since the task has another number of classes.
+    """
+
+    delta: Contents
     written: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
+    head: Resizing
 
 
 # Kept beside the model, not on it: an attribute would be pickled and copied with the model. A copy of a model with a
 # delta is a plain model with other weights, which every fingerprint refuses.
 _applied: WeakKeyDictionary[nn.Module, Applied] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+_making_a_lock = Lock()
 
 
-def applied(model: nn.Module) -> Delta | None:
-    """The delta that is applied to a model in this process, or None."""
+@contextmanager
+def alone_with(model: nn.Module) -> Iterator[nn.Module]:
+    """The plain model, which no other thread applies to or reverts until the context ends."""
+    model = _plain(model)
+    with _making_a_lock:
+        lock = _locks.setdefault(model, RLock())
+    with lock:
+        yield model
+
+
+def applied_contents(model: nn.Module) -> Contents | None:
+    """What is applied to a model in this process, or None."""
     record = _applied.get(_plain(model))
     return None if record is None else record.delta
 
@@ -45,36 +62,34 @@ def forget(model: nn.Module) -> None:
     _applied.pop(_plain(model), None)
 
 
-def apply_delta(model: nn.Module, delta: Delta, verify: Verify) -> None:
+def apply_delta(model: nn.Module, delta: Contents, verify: Verify) -> None:
     """See `Delta.apply`."""
-    model = _plain(model)
-    if model in _applied:
-        raise DeltaError(
-            "a delta is already applied to this model: revert it first, or replace it with delta.swap(model, new)"
-        )
-    found = inventory(model)
-    _applied[model] = _put(delta, found, find_targets(delta, found), verify)
+    with alone_with(model) as model:
+        if model in _applied:
+            raise DeltaError(
+                "a delta is already applied to this model: revert it first, or replace it with delta.swap(model, new)"
+            )
+        _applied[model] = _put_in(model, delta, verify)
 
 
-def revert_delta(model: nn.Module, delta: Delta) -> None:
+def revert_delta(model: nn.Module, delta: Contents) -> None:
     """See `Delta.revert`."""
-    model = _plain(model)
-    record = _record(model, delta)
-    _take_out(model, record, inventory(model))
-    del _applied[model]
+    with alone_with(model) as model:
+        _take_out(model, _record(model, delta))
+        del _applied[model]
 
 
-def swap_delta(model: nn.Module, old: Delta, new: Delta, verify: Verify) -> None:
+def swap_delta(model: nn.Module, old: Contents, new: Contents, verify: Verify) -> None:
     """See `Delta.swap`."""
-    model = _plain(model)
-    record, found = _record(model, old), inventory(model)
-    targets = find_targets(new, found)
-    before = _take_out(model, record, found)
-    try:
-        _applied[model] = _put(new, found, targets, verify)
-    except BaseException:
-        _write_all(before, record.written, record.kept)
-        raise
+    with alone_with(model) as model:
+        record = _record(model, old)
+        _take_out(model, record)
+        try:
+            _applied[model] = _put_in(model, new, verify)
+        except BaseException:
+            record.head.put_in()
+            _write_all(_targets(model, record.delta), record.written, record.kept)
+            raise
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -85,7 +100,7 @@ def _plain(model: nn.Module) -> nn.Module:
     return _plain(original) if original is not model and isinstance(original, nn.Module) else model
 
 
-def _record(model: nn.Module, delta: Delta) -> Applied:
+def _record(model: nn.Module, delta: Contents) -> Applied:
     record = _applied.get(model)
     if record is None:
         raise DeltaError("no delta is applied to this model, so there is nothing to revert")
@@ -94,13 +109,19 @@ def _record(model: nn.Module, delta: Delta) -> Applied:
     return record
 
 
-def _put(delta: Delta, found: Inventory, targets: Mapping[str, Target], verify: Verify) -> Applied:
-    """Looks at the backbone's fingerprint, then writes."""
+def _put_in(model: nn.Module, delta: Contents, verify: Verify) -> Applied:
+    """Checks everything, the backbone's fingerprint last, then writes."""
     if verify not in ("fast", "full", "none"):
         raise DeltaError(f"verify={verify!r}; expected 'fast', 'full' or 'none'")
+    found = inventory(model)
+    head = Resizing.of(model, found.parameters, delta.head_shapes)
+    found = found.replaced(head.new)
+    targets = find_targets(delta, found)
     seen = {} if verify == "none" else _verify(delta, found.tensors, verify)
     kept = {}
     for name, target in targets.items():
+        if name in head.parameters:
+            continue  # nothing is overwritten: the model's own parameter is put aside whole
         if target.index is not None and name in seen:
             # What the fingerprint has read of a weight begins with the entries to be overwritten.
             kept[name] = seen[name][: len(target.index)]
@@ -112,10 +133,11 @@ def _put(delta: Delta, found: Inventory, targets: Mapping[str, Target], verify: 
         "in the model's dtype",
     )
     _write_all(targets, written, kept)
-    return Applied(delta, written, kept)
+    head.put_in()
+    return Applied(delta, written, kept, head)
 
 
-def _verify(delta: Delta, found: Mapping[str, Tensor], verify: Literal["fast", "full"]) -> dict[str, Tensor]:
+def _verify(delta: Contents, found: Mapping[str, Tensor], verify: Literal["fast", "full"]) -> dict[str, Tensor]:
     """Looks at the backbone's fingerprint; gives what it read of the tensors that it did not read whole."""
     positions = delta.fast_positions if verify == "fast" else dict.fromkeys(delta.fingerprint.tensors)
     parts = {n: found[n] if index is None else read(found[n], index) for n, index in positions.items()}
@@ -127,23 +149,33 @@ def _verify(delta: Delta, found: Mapping[str, Tensor], verify: Literal["fast", "
     return {name: part for name, part in parts.items() if positions[name] is not None}
 
 
-def _take_out(model: nn.Module, record: Applied, found: Inventory) -> dict[str, Target]:
-    """Writes back what was kept, if what was written is still there; gives the tensors that it wrote to."""
-    delta = record.delta
-    tensors = found.tensors
-    targets = {n: Target(tensors[n], index) for n, index in delta.positions.items() if n in tensors}
+def _take_out(model: nn.Module, record: Applied) -> None:
+    """Writes back what was kept, if what was written is still there."""
+    delta, targets = record.delta, _targets(model, record.delta)
     for name in delta.positions:
         # Of buffers only the shape is compared: running statistics may well have moved in the meantime.
         shape = delta.buffers[name].shape if name in delta.buffers else delta.choice.anatomy.shapes[name]
         same = name in targets and targets[name].tensor.shape == shape
         if not same or (name not in delta.buffers and not _holds(targets[name], record.written[name])):
-            forget(model)
-            raise DeltaError(
-                f"{name} was changed after the delta was applied, so that it cannot be reverted: "
-                "load the backbone's weights again"
-            )
-    _write_all(targets, record.kept, record.written)
-    return targets
+            raise _changed(model, name)
+    if not record.head.stands_in({name: target.tensor for name, target in targets.items()}):
+        raise _changed(model, next(iter(record.head.parameters)))
+    _write_all({name: targets[name] for name in record.kept}, record.kept, record.written)
+    record.head.take_out()
+
+
+def _targets(model: nn.Module, delta: Contents) -> dict[str, Target]:
+    """What a delta that was applied to a model wrote to, as far as it is there."""
+    tensors = inventory(model).tensors
+    return {name: Target(tensors[name], index) for name, index in delta.positions.items() if name in tensors}
+
+
+def _changed(model: nn.Module, name: str) -> DeltaError:
+    forget(model)
+    return DeltaError(
+        f"{name} was changed after the delta was applied, so that it cannot be reverted: "
+        "load the backbone's weights again"
+    )
 
 
 def _holds(target: Target, values: Tensor) -> bool:
@@ -165,5 +197,5 @@ def _write_all(targets: Mapping[str, Target], values: Mapping[str, Tensor], befo
         try:
             write_some(targets, values)
         except BaseException:
-            write_some(tuple(begun), before)
+            write_some([name for name in begun if name in before], before)
             raise

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewtune.delta.checks import as_json, check_contents
+from fewtune.delta.delta import Delta
 from fewtune.delta.entries import read, write
 from fewtune.delta.fingerprint import Covered, Fingerprint
-from fewtune.delta.task import Delta
 from fewtune.errors import DeltaError
 from fewtune.neurons import Role
 from fewtune.selection import Selection
