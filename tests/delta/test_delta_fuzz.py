@@ -16,6 +16,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,8 @@ from torch import nn
 from delta_cases import Small, Task, anatomy_of, bits, choose, made_up
 from fewtune.delta import Delta, applied
 from fewtune.delta.delta import from_bytes
-from fewtune.delta.format import NO_CHECKSUM, _checksum, to_bytes
-from fewtune.delta.packing import pack
+from fewtune.delta.format import NO_CHECKSUM, _checksum, pack_numbers, to_bytes
+from fewtune.delta.packing import pack, squeeze
 from fewtune.errors import DeltaError
 
 FILES = int(os.environ.get("FEWTUNE_FUZZ", "10000"))
@@ -226,9 +228,59 @@ def forge_numbers(content: bytes, draw: random.Random) -> bytes:
     return join(ours, blocks | {"numbers.float32": pack(values.view(np.uint32), 32)})
 
 
+@cache
+def zeros(count: int) -> bytes:
+    """Packed zeros: about a thousandth of their number in bytes."""
+    return squeeze(bytes(count))
+
+
+def bomb(content: bytes, count: int, where: str) -> bytes:
+    """A small file of a right checksum that states, in agreement with itself, ``count`` numbers, and packs them.
+
+    ``where``: "places" are those of one layer's connections, "whole" are a bias of that many numbers, "buffers" are
+    running statistics.
+    """
+    _, ours, blocks = split(content)
+    model = json.loads(zlib.decompress(blocks["model"]))
+    anatomy, layers = model["anatomy"], model["layers"]
+    match where:
+        case "places":
+            name = list(layers)[-1]
+            anatomy["shapes"][name], anatomy["views"][name] = [1, count], [[1, count], "rows", 1]
+            layers[name] = [count, 0, True]
+        case "whole":
+            anatomy["shapes"]["linear.bias"] = [count]
+        case _:
+            name = next(iter(model["buffers"]))
+            model["buffers"][name] = [count]
+            model["known buffers"][name] = [[count], True]
+    whole = {name for names in model["dense"].values() for name in names} | {"head.weight", "head.bias"}
+    places = sum(form[0] for form in layers.values())
+    floats = places + sum(prod(anatomy["shapes"][name]) for name in whole)
+    floats += sum(prod(size) for name, size in model["buffers"].items() if "tracked" not in name)
+    if where == "places":
+        model["bits"][1] = 1
+        blocks["places"] = planes(1, places)
+    blocks["numbers.float32"] = planes(4, floats)
+    return join(ours, blocks | {"model": zlib.compress(json.dumps(model).encode())})
+
+
+def planes(number: int, length: int) -> bytes:
+    """A block of so many planes of zeros."""
+    return (len(zeros(length)).to_bytes(8, "little") + zeros(length)) * number
+
+
+def forge_bomb(content: bytes, draw: random.Random) -> bytes:
+    """Sizes that agree with each other and with what is packed, but are far beyond the file's own."""
+    model = json.loads(zlib.decompress(split(content)[2]["model"]))
+    where = draw.choice(["places", "whole", "buffers"] if model["buffers"] else ["places", "whole"])
+    return bomb(content, draw.choice([2**22, 2**24, 2**25 + 1]), where)
+
+
 FORGED: list[Callable[[bytes, random.Random], bytes]] = [
     lambda content, draw: seal(draw.choice(PLAIN)(content, draw)),
-    forge_header, forge_tensors, forge_description, forge_description, forge_block, forge_places, forge_numbers,
+    forge_header, forge_tensors, forge_description, forge_description, forge_block, forge_bomb, forge_places,
+    forge_numbers,
 ]  # fmt: skip
 
 
@@ -360,6 +412,47 @@ def test_claims_of_huge_sizes_allocate_nothing(bases: list[tuple[nn.Module, Task
         assert tracemalloc.get_traced_memory()[1] < 40_000_000
         tracemalloc.stop()
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 100_000
+
+
+@pytest.mark.parametrize("where", ["places", "whole", "buffers"])
+def test_small_files_that_expand_are_refused_before_they_do(bases: list[tuple[nn.Module, Task]], where: str) -> None:
+    """80 million numbers in some hundred kilobytes, sealed, and everything stated agrees."""
+    file = bomb(to_bytes(bases[0][1].delta), 80_000_000, where)
+    assert len(file) < 500_000
+    tracemalloc.start()
+    with pytest.raises(DeltaError, match=r"states [\d,]+ bytes of numbers, and [\d,]+ are the most .* limit="):
+        from_bytes(file)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_packed_json_that_expands_is_refused(bases: list[tuple[nn.Module, Task]]) -> None:
+    _, ours, blocks = split(to_bytes(bases[0][1].delta))
+    model = json.loads(zlib.decompress(blocks["model"])) | {"more": [[]] * 4_000_000}
+    file = join(ours, blocks | {"model": zlib.compress(json.dumps(model).encode())})
+    assert len(file) < 100_000
+    tracemalloc.start()
+    with pytest.raises(DeltaError, match="is damaged"):
+        from_bytes(file)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_what_shrinks_very_much_is_still_read() -> None:
+    """A large head of zeros is stored as it is, so that it is read; where an older file coded it, a limit reads it."""
+    model = Small(classes=80_000)
+    delta = made_up(model, choose(anatomy_of(model), 1)).delta
+    delta.whole["head.weight"].zero_()
+    content = to_bytes(delta)
+    assert from_bytes(content) == delta
+    _, ours, blocks = split(content)
+    order = json.loads(zlib.decompress(blocks["model"]))["layers"]
+    numbers = torch.cat([delta.new(name).reshape(-1) for name in (*order, *delta.whole)])
+    older = join(ours, blocks | {"numbers.float32": pack_numbers(numbers)})
+    with pytest.raises(DeltaError, match="limit=") as refusal:
+        from_bytes(older)
+    limit = int(str(refusal.value).partition("limit=")[2].rstrip(")"))
+    assert from_bytes(older, limit=limit) == delta
 
 
 def test_deep_and_endless_json(bases: list[tuple[nn.Module, Task]]) -> None:

@@ -134,7 +134,10 @@ def changed(name: str, module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (lambda: Small(classes=7), r"head head\.weight is \[3, 64\] and the model's is \[7, 64\]: create .* 3 classes"),
+        (
+            lambda: changed("head", nn.Linear(65, 7)),
+            r"head head\.weight is \[3, 64\] and the model's is \[7, 65\]: create .* 3 classes",
+        ),
         (lambda: without("head"), r"head has head\.weight \[3, 64\] and the model has none: create .* 3 classes"),
         (lambda: without("norm"), r"the model has no parameter norm\.weight"),
         (lambda: without("batch_norm"), r"the model has no parameter batch_norm\.weight"),
@@ -190,7 +193,8 @@ def test_attached_model() -> None:
 def test_order_of_apply_revert_and_swap(model: Small, task: Task) -> None:
     other = made_up(model, task.delta.selection(), seed=9).delta
     foreign = made_up(Small(seed=1), task.delta.selection()).delta
-    wider = made_up(Small(classes=5), choose(anatomy_of(Small(classes=5)), 1)).delta
+    wide = changed("head", nn.Linear(65, 5))
+    wider = made_up(wide, choose(anatomy_of(wide), 1)).delta
     refused(lambda: task.delta.revert(model), "no delta is applied to this model", model)
     refused(lambda: task.delta.swap(model, other), "no delta is applied to this model", model)
     task.delta.apply(model)
