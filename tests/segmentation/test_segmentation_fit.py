@@ -354,11 +354,12 @@ def test_mistakes_on_the_command_line_are_one_line(trained: tuple[Path, dict], i
 def test_the_two_kinds_of_task_are_not_mistaken_for_each_other(
     trained: tuple[Path, dict], images: Path, tmp_path: Path
 ) -> None:
+    masks = trained[0] / "delta.safetensors"
     classes = coloured_folder(tmp_path / "classes")
     classifier = fit(tiny_recipe(classes, epochs=1), tmp_path / "classifier")
-    assert [task_of(file).name for file in (classifier.folder.delta, trained[0])] == ["classification", "segmentation"]
+    assert [task_of(file).name for file in (classifier.folder.delta, masks)] == ["classification", "segmentation"]
     with pytest.raises(DeltaError, match="is of a segmentation run, expected one of classification"):
-        load_classifier(trained[0])
+        load_classifier(masks)
     with pytest.raises(DeltaError, match="no task file of a segmentation run"):
         load_tuned_segmenter(classifier.folder.delta)
     with pytest.raises(ConfigError, match="give a task file"):

@@ -139,6 +139,7 @@ def compare(first: Path, second: Path) -> Comparison:
     """Accuracy of the second file of predictions minus the first's, on the same images (paired bootstrap)."""
     a, b = paired_hits(first, second)
     difference = paired_bootstrap(a, b)
+    told = f"{percent(asdict(difference))} points"
     rows = [
         {"file": str(first), "accuracy, %": f"{100 * a.mean():.1f}"},
         {"file": str(second), "accuracy, %": f"{100 * b.mean():.1f}"},
