@@ -143,10 +143,7 @@ def compare(first: Path, second: Path) -> Comparison:
     rows = [
         {"file": str(first), "accuracy, %": f"{100 * a.mean():.1f}"},
         {"file": str(second), "accuracy, %": f"{100 * b.mean():.1f}"},
-        {
-            "file": "second minus first, 95 % interval (paired bootstrap)",
-            "accuracy, %": f"{percent(asdict(difference))} points",
-        },
+        {"file": "second minus first, 95 % interval (paired bootstrap)", "accuracy, %": told},
     ]
     values = {"images": len(a), "first": a.mean(), "second": b.mean(), "difference": asdict(difference)}
     return Comparison({"accuracy": difference}, rows, values)
