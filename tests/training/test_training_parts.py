@@ -16,7 +16,7 @@ from torch import nn
 import fewtune
 from fewtune.classification.learner import _class_weights
 from fewtune.data import load_data
-from fewtune.errors import ModelError, TuningError
+from fewtune.errors import DataError, ModelError, TuningError
 from fewtune.methods.bias import bias
 from fewtune.methods.full import Full
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
@@ -161,6 +161,8 @@ def test_probe_sees_what_the_head_is_given() -> None:
         assert torch.equal(layer(found.inputs), backbone.model(x))
     with pytest.raises(ModelError, match="one Linear layer"):
         linear_head(backbone.model, ("blocks",))
+    with pytest.raises(DataError, match=r"one class an image, got labels \(5, 3\)"):
+        head_features(backbone.model, layer, [(x, torch.zeros(5, 3))], torch.device("cpu"))
 
 
 def test_full_trains_running_statistics_and_its_task_file_carries_them(tmp_path: Path) -> None:

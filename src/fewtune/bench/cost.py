@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,7 @@ class NoiseRun:
 
     training_batches = scored_batches
 
-    def plain_batches(self, part: str) -> Iterable[Batch] | None:
+    def plain_batches(self, part: Literal["train", "val"]) -> Iterable[Batch] | None:
         """The one batch, and no validation images."""
         return [self.batch] if part == "train" else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -163,7 +163,7 @@ class Run(Protocol):
     def loss(self) -> Objective:
         """The task's training loss of such a batch, a scalar."""
 
-    def plain_batches(self, part: str) -> Iterable[Batch] | None:
+    def plain_batches(self, part: Literal["train", "val"]) -> Iterable[Batch] | None:
         """The images of "train" or "val" in order, as they are evaluated; None where there are none."""
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError, TuningError
+from fewtune.errors import DataError, ModelError, TuningError
 from fewtune.methods.base import Batch, Candidate, Fit, Fitted, Method, Run, Settings
 from fewtune.neurons import describe
 from fewtune.selection import Selection
@@ -76,7 +76,12 @@ def head_features(model: nn.Module, layer: nn.Linear, batches: Iterable[Batch], 
     inputs = torch.cat(seen)
     if inputs.ndim != 2:
         raise ModelError(f"a linear probe needs a head that is given [images, width], got {tuple(inputs.shape)}")
-    return Features(inputs, torch.cat(labels))
+    classes = torch.cat(labels)
+    if classes.ndim != 1:
+        raise DataError(
+            f"a linear probe needs one class an image, got labels {tuple(classes.shape)}; use another method"
+        )
+    return Features(inputs, classes)
 
 
 def fit_probe(train: Features, val: Features | None, classes: int, regularisation: float | None = None) -> Probe:
@@ -147,7 +152,7 @@ def fit(run: Run) -> Fitted:
     run.model.to(run.device)
     tuner = attach(run.model, linear(run.model, run.head))
 
-    def features(part: str) -> Features | None:
+    def features(part: Literal["train", "val"]) -> Features | None:
         batches = run.plain_batches(part)
         return None if batches is None else head_features(run.model, layer, batches, run.device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -84,9 +84,9 @@ class Share:
         """The training images of the first epoch."""
         return self._batches(self.work.train, "training images", shuffle=True)
 
-    def plain_batches(self, part: str) -> Iterable[Batch] | None:
+    def plain_batches(self, part: Literal["train", "val"]) -> Iterable[Batch] | None:
         """The images of "train" or "val", all of them in order, as they are evaluated."""
-        split = getattr(self.work.data, part)
+        split = self.work.data.train if part == "train" else self.work.data.val
         return None if split is None else self._batches(self.work.evaluated(split), f"features: {part}", shuffle=False)
 
     def _batches(self, split: Any, text: str, *, shuffle: bool) -> Iterator[Batch]:
