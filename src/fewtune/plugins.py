@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from fewtune.errors import ConfigError
+from fewtune.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -52,9 +51,8 @@ class Table(MutableMapping[str, T]):
     def known(self, name: str) -> str:
         """The name itself. ValueError where there is no such value; the nearest name is told."""
         if name not in self:
-            near = get_close_matches(name, list(self), n=1, cutoff=0.5)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"there is no {self.kind} '{name}'{hint}; expected one of {', '.join(map(repr, self))}")
+            known = ", ".join(map(repr, self))
+            raise ValueError(f"there is no {self.kind} '{name}'{nearest(name, self)}; expected one of {known}")
         return name
 
     @property

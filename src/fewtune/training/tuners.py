@@ -37,14 +37,12 @@ class Share:
     @property
     def model(self) -> nn.Module:
         """The backbone, plain, with a new head."""
-        model: nn.Module = self.work.backbone.model
-        return model
+        return self.work.backbone.model
 
     @property
     def head(self) -> tuple[str, ...]:
         """Names of the modules that are trained whole."""
-        head: tuple[str, ...] = self.work.backbone.head
-        return head
+        return self.work.backbone.head
 
     @property
     def seed(self) -> int:
