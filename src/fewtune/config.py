@@ -7,7 +7,6 @@ at once, and an unknown key names its nearest known one. The defaults are the pa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
-from fewtune.errors import ConfigError
+from fewtune.errors import ConfigError, nearest
 from fewtune.methods import METHODS, Method, Settings, gps
 
 
@@ -279,8 +278,7 @@ def _mistake(detail: Any, kind: type[Recipe]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     match detail["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-            return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+            return f"unknown key '{key}'{nearest(key, kind.model_fields)}"
         case "missing":
             return f"'{key}' is missing ({kind.model_fields[key].description})"
         case "value_error":

@@ -16,7 +16,7 @@ from fewtune.methods.bias import bias
 from fewtune.methods.spt import SPT
 from fewtune.methods.spt_plan import BATCHES, plan, sensitivity
 from fewtune.neurons import Places, Role, describe
-from fewtune.training.fit import prepare
+from fewtune.tasks import prepare
 from fewtune.training.tuners import Share
 from methods_cases import HEADS, labels, pictures, plain_model
 from runs import coloured_folder, tiny_recipe

@@ -10,7 +10,7 @@ import torch
 
 from fewtune.errors import ConfigError, SelectionError, TuningError
 from fewtune.methods import METHODS, Tuner, load_task_file
-from fewtune.training.fit import prepare
+from fewtune.tasks import prepare
 from fewtune.training.tuners import Share
 from runs import coloured_folder, tiny_recipe
 

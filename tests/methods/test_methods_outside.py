@@ -20,8 +20,7 @@ from fewtune.methods import CRITERIA, METHODS
 from fewtune.methods.base import Run, Settings, selecting
 from fewtune.neurons import Role, describe
 from fewtune.selection import Selection
-from fewtune.training import fit
-from fewtune.training.fit import prepare
+from fewtune.tasks import fit, prepare
 from runs import arguments, coloured_folder, tiny_recipe
 from runs import fewtune as command
 
