@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from fewtune.bench.plan import Kind
 from fewtune.config import Recipe
-from fewtune.data import load_data, load_masks
-from fewtune.errors import ConfigError, FewtuneError
+from fewtune.errors import ConfigError, FewtuneError, ModelError
 from fewtune.methods import METHODS
 from fewtune.models import load_backbone, logits
+from fewtune.tasks import TASKS
 
 FORWARD = 1 / 3
 """A forward pass beside a forward and a backward one."""
-
-DATA = ("val_fraction", "test_fraction", "limit_train", "limit_test")
-"""The settings that say how many images there are, beside the data itself."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,7 @@ def sizes_of(recipes: Mapping[str, Recipe]) -> dict[str, Sizes]:
 
 
 def _sizes(recipe: Recipe) -> Sizes:
-    settings = {key: getattr(recipe, key) for key in DATA}
-    splits: Mapping[str, Sized]
-    if recipe.task == "segmentation":
-        splits = load_masks(recipe.data, seed=recipe.seed, **settings).splits
-    else:
-        splits = load_data(recipe.data, seed=recipe.seed, shots=recipe.shots, **settings).splits
+    splits = TASKS[recipe.task].images(recipe)
     return Sizes(**{name: len(splits.get(name, ())) for name in ("train", "val", "test")})
 
 
@@ -79,12 +71,12 @@ def seconds_a_pass(done: Iterable[tuple[float, float]], recipe: Recipe, threads:
 
 
 def _tried(recipe: Recipe, threads: int) -> float:
-    """Seconds of a pass through a fresh model; NaN for segmenters, which this does not load."""
-    if recipe.task == "segmentation":
+    """Seconds of a pass through a fresh model; NaN where it is no backbone but a segmenter."""
+    size, layout = recipe.image_size, recipe.arch
+    try:
+        backbone = load_backbone(recipe.model, num_classes=2, image_size=size, pretrained=False, architecture=layout)
+    except ModelError:
         return math.nan
-    backbone = load_backbone(
-        recipe.model, num_classes=2, image_size=recipe.image_size, pretrained=False, architecture=recipe.arch, seed=0
-    )
     images = torch.zeros(min(8, recipe.batch_size), 3, backbone.image_size, backbone.image_size)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

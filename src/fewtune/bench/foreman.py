@@ -17,11 +17,11 @@ from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job
 from fewtune.bench.ledger import Ledger
 from fewtune.bench.plan import Run, plan
-from fewtune.bench.record import MEASURES
 from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_json, write_text
+from fewtune.tasks import TASKS
 from fewtune.training.run_folder import RunFolder
 
 log = logging.getLogger("fewtune")
@@ -177,7 +177,7 @@ class _Foreman:
         if job.kind == "train":
             metrics = read_json(RunFolder(job.folder).metrics)
             test = metrics.get("test")
-            measure = MEASURES[job.recipe.task]
+            measure = TASKS[job.recipe.task].metric
             return "trained" if test is None else f"test {measure} {100 * test[measure]['value']:.1f} %"
         judged = read_json(job.folder / "validation.json")["candidates"]
         best = max((candidate["accuracy"] for candidate in judged), default=None)

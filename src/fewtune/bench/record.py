@@ -19,10 +19,8 @@ from fewtune.bench.plan import Kind, Run
 from fewtune.config import Recipe
 from fewtune.errors import DataError
 from fewtune.files import write_text
+from fewtune.tasks import TASKS
 from fewtune.training.run_folder import LIBRARIES, MAY_DIFFER, RunFolder
-
-MEASURES = {"classification": "accuracy", "segmentation": "dice"}
-"""What is told of the test images of each kind of task."""
 
 SMALLEST = 5e-7
 """Probabilities are written with six digits; a smaller one counts as this in the test loss."""
@@ -93,7 +91,7 @@ def record_of(run: Run, recipe: Recipe, out: Path) -> Record:
         metrics = _metrics(folder, recipe, result)
     if metrics is not None and "test" in result:
         test = {key: _plain(value) for key, value in result["test"].items() if not isinstance(value, list | tuple)}
-        images, values, loss = _by_image(folder.predictions, MEASURES[recipe.task])
+        images, values, loss = _by_image(folder.predictions, TASKS[recipe.task].metric)
         metrics["test"] = test if loss is None else {**test, "loss": loss}
         by_image = [round(value, 6) for value in values.tolist()] if loss is None else _hex(values)
     return Record(

@@ -16,9 +16,10 @@ from fewtune.bench.grid import Grid
 from fewtune.bench.intervals import Difference, mean_difference, over_seeds_and_images
 from fewtune.bench.ledger import Ledger
 from fewtune.bench.plan import Run
-from fewtune.bench.record import MEASURES, Record
+from fewtune.bench.record import Record
 from fewtune.config import Recipe
 from fewtune.errors import DataError
+from fewtune.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Cell:
     @property
     def measure(self) -> str:
         """What of the test images is told: accuracy, or for masks Dice."""
-        return MEASURES[self.recipe.task]
+        return TASKS[self.recipe.task].metric
 
     @property
     def values(self) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ BATCH = 32
 """Images at a time where nothing else is asked for."""
 
 # What a task does is imported when it is done: training needs Lightning, and predicting does not.
+
+
+def _images(recipe: Recipe) -> Mapping[str, Sized]:
+    from fewtune.classification.work import data_of
+
+    return data_of(recipe).splits
 
 
 def _prepare(recipe: Recipe) -> Work:
@@ -52,4 +59,6 @@ def _compare(first: Path, second: Path) -> Comparison:
     return compare(first, second)
 
 
-CLASSIFICATION = Task("classification", "accuracy", _prepare, _load, _evaluate, _predict, _recognises, _compare)
+CLASSIFICATION = Task(
+    "classification", "accuracy", _images, _prepare, _load, _evaluate, _predict, _recognises, _compare
+)

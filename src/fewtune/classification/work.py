@@ -95,11 +95,9 @@ class ImageWork(Work):
         return metrics
 
 
-def prepare(recipe: Recipe) -> ImageWork:
-    """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
-    if recipe.ood:
-        check_sets(recipe.ood, recipe.data)
-    data = load_data(
+def data_of(recipe: Recipe) -> ImageData:
+    """The images that a recipe names, listed and not opened."""
+    return load_data(
         recipe.data,
         seed=recipe.seed,
         val_fraction=recipe.val_fraction,
@@ -109,6 +107,13 @@ def prepare(recipe: Recipe) -> ImageWork:
         shots=recipe.shots,
         progress=log.info,
     )
+
+
+def prepare(recipe: Recipe) -> ImageWork:
+    """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    if recipe.ood:
+        check_sets(recipe.ood, recipe.data)
+    data = data_of(recipe)
     if data.val is None:
         raise DataError(f"{data.name} has too few training images to split validation images off")
     if recipe.train_on == "train+val":

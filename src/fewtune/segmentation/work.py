@@ -87,9 +87,9 @@ class MaskWork(Work):
         return {"test_seconds": time.perf_counter() - begun, "test": report.to_json()}
 
 
-def prepare(recipe: Recipe) -> MaskWork:
-    """Load and check images, masks and segmenter; DataError or ModelError where they are not what a recipe needs."""
-    data = load_masks(
+def data_of(recipe: Recipe) -> MaskData:
+    """The images and masks that a recipe names, listed and not opened."""
+    return load_masks(
         recipe.data,
         seed=recipe.seed,
         val_fraction=recipe.val_fraction,
@@ -97,6 +97,11 @@ def prepare(recipe: Recipe) -> MaskWork:
         limit_train=recipe.limit_train,
         limit_test=recipe.limit_test,
     )
+
+
+def prepare(recipe: Recipe) -> MaskWork:
+    """Load and check images, masks and segmenter; DataError or ModelError where they are not what a recipe needs."""
+    data = data_of(recipe)
     data.check(decode=sum(map(len, data.splits.values())) <= DECODED_FIRST)
     if recipe.train_on == "train+val" and data.val is not None:
         data = replace(data, train=data.train.joined(data.val), val=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -71,6 +71,7 @@ class Task:
 
     name: as recipes and task files say it.
     metric: the name of what validation measures; the larger the better.
+    images: a recipe's data, listed and not opened: its splits by name.
     prepare: data, a fresh model, the learner: a run before it begins.
     load: a task file -> its model with the task in it.
     evaluate: test a task file on data, or an untouched model where the kind of task can.
@@ -83,6 +84,7 @@ class Task:
 
     name: str
     metric: str
+    images: Callable[[Recipe], Mapping[str, Sized]]
     prepare: Callable[[Recipe], Work]
     load: Callable[[Path, Progress | None], Loaded]
     evaluate: Callable[..., Evaluation]
