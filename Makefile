@@ -45,7 +45,8 @@ demo: install  ## the whole path on real weights and images: select, tune, evalu
 	$(BIN)/fewtune demo $(DEMO)
 
 # The lowest versions that are really tested; every other lower bound of pyproject.toml is at least as new as these.
-LOWEST := torch==2.9.0 torchvision==0.24.0 timm==1.0.29
+# (NumPy: the interpreter of that torch's Triton fails with newer ones.)
+LOWEST := torch==2.9.0 torchvision==0.24.0 timm==1.0.31 numpy==2.0.2
 test-lowest:  ## the core's tests with the lowest versions of torch and timm
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --editable '.[all,dev]' $(LOWEST)

@@ -63,8 +63,12 @@ def test_linear_of_either_library_is_the_same(
     x, weight, bias = make(*lead, fan_in), make(neurons, fan_in), make(neurons)
     expected = F.linear(x, weight, bias), F.linear(x, weight)
     with fewtune.matrix_library("onednn"):
-        close(F.linear(x, weight, bias), expected[0])
-        close(F.linear(x, weight), expected[1])
+        got = F.linear(x, weight, bias), F.linear(x, weight)
+    # Of the terms' size, not of the sum's: a single sum of seventeen may cancel.
+    scale = F.linear(x.abs(), weight.abs(), bias.abs()).amax() if x.numel() else 0.0
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        assert not x.numel() or (one - other).abs().max() <= 1e-6 * scale
     assert shapes or not x.numel() or not lead  # a vector is no matrix
 
 

@@ -47,10 +47,9 @@ def first_order(backward: Backward) -> Backward:
                 "a tuned layer was given a batch of gradients at once (is_grads_batched or vmap), which it does not "
                 "support: take them one after the other, or detach the selection first"
             )
-        device = grad.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not _autocast(grad):
             return backward(ctx, grad)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(grad.device.type, enabled=False):
             return backward(ctx, grad)
 
     return checked
@@ -77,6 +76,13 @@ def recorded(values: Tensor) -> bool:
             "detach the selection first"
         )
     return True
+
+
+def _autocast(x: Tensor) -> bool:
+    """Whether autocast is on where x lies. (A compiler, which compiles for devices that have it, cannot be asked.)"""
+    device = x.device.type
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return available and torch.is_autocast_enabled(device)
 
 
 def _batched(grad: Tensor) -> bool:
@@ -120,10 +126,9 @@ class MasterWeight(torch.autograd.Function):
 
 def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The operands of a matrix product as autocast casts them; as they are where it is off."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _autocast(x):
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(x.device.type)
     x, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (x, weight))
     return x, weight, bias if bias is None or bias.dtype is torch.float64 else bias.to(dtype)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -64,8 +65,10 @@ def _use(name: MatrixLibrary) -> None:
     with _lock:
         if name == "onednn" and _kernels is None:
             _kernels = torch.library.Library("aten", "IMPL")
-            _kernels.impl("mm", _mm, "CPU", allow_override=True)
-            _kernels.impl("addmm", _addmm, "CPU", allow_override=True)
+            with warnings.catch_warnings():  # torch 2.9 warns of kernels that are overridden on purpose too
+                warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+                _kernels.impl("mm", _mm, "CPU", allow_override=True)
+                _kernels.impl("addmm", _addmm, "CPU", allow_override=True)
         elif name == "torch" and _kernels is not None:
             _kernels._destroy()  # torch's own kernels again
             _kernels = None
