@@ -145,6 +145,7 @@ class MachineKeys(Settings):
     num_nodes: int = Field(1, gt=0)
     strategy: str = "auto"
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    report: bool = Field(True, description="`fewtune fit` writes report.html into the run's folder at its end")
     checkpoint_activations: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more time"
     )

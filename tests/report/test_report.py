@@ -20,7 +20,7 @@ from fewtune.report.page import difference, result
 from fewtune.report.reading import read_run
 from fewtune.tasks import fit
 from masks import mask_folder
-from runs import coloured_folder, fewtune, tiny_recipe
+from runs import arguments, coloured_folder, fewtune, tiny_recipe
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,17 @@ def test_refused(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="given twice"):
         write_report([runs.gps, runs.gps], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_fit_ends_with_a_report(tmp_path: Path) -> None:
+    data = coloured_folder(tmp_path / "data")
+    done = fewtune("fit", *arguments(data, epochs=1), "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "test images are right" in _visible(tmp_path / "run" / "report.html")
+    assert "report.html" in done.stdout
+    done = fewtune("fit", *arguments(data, epochs=1, report="false"), "--out", tmp_path / "bare")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "bare" / "report.html").exists()
 
 
 def test_command_line(runs: Runs, tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fewtune.training.run_folder import RunFolder
 
 
 def fit(
@@ -38,18 +41,36 @@ def fit(
         out = Path("runs") / run_name(given, recipe)
     result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
     if is_main():
+        _report(result.folder)
         show(result.metrics, result.folder.path, as_json)
+
+
+def _report(folder: RunFolder) -> None:
+    """The run's page, where its recipe asks for one; a page that cannot be made never fails a run."""
+    import logging
+
+    from fewtune.config import read_recipe
+    from fewtune.errors import FewtuneError, one_line
+    from fewtune.report import write_report
+
+    if not read_recipe([folder.config]).report:
+        return
+    try:
+        write_report([folder.path], folder.report)
+    except (FewtuneError, OSError) as error:
+        logging.getLogger("fewtune").warning("no report was written: %s", one_line(error))
 
 
 def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     """A run's result on stdout."""
     from fewtune.cli.output import print_json, print_table, size
     from fewtune.tasks import TASKS
+    from fewtune.training.run_folder import RunFolder
 
     if as_json:
         print_json({"folder": str(folder), **metrics})
         return
-    chooser = TASKS[metrics["task"]].metric
+    chooser = next((task.metric for task in TASKS.values() if task.metric in metrics["validation"]), "accuracy")
     validation = metrics["validation"].get(chooser)
     values = {
         "method": metrics["method"],
@@ -60,6 +81,7 @@ def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
         "seconds": f"{metrics['seconds']:.0f}",
         "peak memory": size(metrics["peak_memory_bytes"]),
         "task file": f"{folder / 'delta.safetensors'} ({size(metrics['delta_bytes'])})",
+        **({"report": str(report)} if (report := RunFolder(folder).report).exists() else {}),
     }
     print_table([{"result": key, "": value} for key, value in values.items()])
 

@@ -132,7 +132,7 @@ def _asked(run: Run) -> dict[str, str]:
         "epochs": str(recipe["epochs"]),
         "seed": str(metrics["seed"]),
     }
-    if metrics["method"] == "linear":
+    if not run.history:  # a method that is fitted in one go
         del rows["learning rate"], rows["epochs"]
     return rows
 

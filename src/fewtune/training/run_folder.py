@@ -15,7 +15,7 @@ from fewtune.files import write_json, write_text
 
 LIBRARIES = ("fewtune", "torch", "torchvision", "timm", "lightning", "transformers", "numpy", "scikit-learn")
 
-MAY_DIFFER = {"accelerator", "devices", "num_nodes", "strategy", "workers"}
+MAY_DIFFER = {"accelerator", "devices", "num_nodes", "strategy", "workers", "report"}
 """Settings that a resumed run may have otherwise than the run that it continues."""
 
 SEARCHED = {"lr", "k", "budget", "drop_path"}
@@ -83,6 +83,11 @@ class RunFolder:
         """Loss, accuracy and learning rate over the epochs."""
         return self.path / "curves.png"
 
+    @property
+    def report(self) -> Path:
+        """The page for a reader."""
+        return self.path / "report.html"
+
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """ConfigError where a run may not start here; nothing is changed."""
         if resume and overwrite:
@@ -101,7 +106,8 @@ class RunFolder:
         """Throw an earlier run's files away and write what is known before any work."""
         self.path.mkdir(parents=True, exist_ok=True)
         for old in (self.metrics, self.checkpoint, self.selection, self.delta, self.predictions, self.curves,
-                    self.history, self.history.with_suffix(".json"), self.metrics.with_suffix(".csv")):  # fmt: skip
+                    self.history, self.history.with_suffix(".json"), self.metrics.with_suffix(".csv"),
+                    self.report):  # fmt: skip
             old.unlink(missing_ok=True)
         for events in self.tensorboard.glob("events.*"):
             events.unlink()
