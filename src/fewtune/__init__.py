@@ -4,10 +4,15 @@ from importlib.metadata import version
 
 from fewtune.delta import Delta, load_delta
 from fewtune.errors import FewtuneError
-from fewtune.importance import Scores, gradient_importance, magnitude_importance, random_importance
+from fewtune.importance import (
+    Scores,
+    difference_importance,
+    gradient_importance,
+    magnitude_importance,
+    random_importance,
+)
 from fewtune.neurons import Role
 from fewtune.objectives import CrossEntropy, SupCon
-from fewtune.oracle import difference_importance
 from fewtune.selection import Overlap, Selection, select
 from fewtune.tuning import Tuner, attach, matrix_library
 

@@ -84,3 +84,31 @@ def read_tensors(path: Path, error: type[FewtuneError]) -> tuple[dict[str, Tenso
         raise error(f"{path} does not exist") from cause
     except (OSError, SafetensorError, ValueError, RuntimeError) as cause:
         raise error(f"{path} cannot be read as a safetensors file: {cause}") from cause
+
+
+Kind = tuple[str, int]
+"""What a file says that it is: its format and the version of it."""
+
+
+def write_versioned(path: Path, kind: Kind, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors and a header of JSON values as a file that says its kind."""
+    text = json.dumps({"format": kind[0], "version": kind[1], **header})
+    write_tensors(path, tensors, {"fewtune": text})
+
+
+def read_versioned(path: Path, kind: Kind, error: type[FewtuneError]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file of `write_versioned`.
+
+    Raises ``error``, in one line, where the file is missing, damaged, of another kind, or of a newer version.
+    """
+    tensors, metadata = read_tensors(path, error)
+    try:
+        header = dict(json.loads(metadata["fewtune"]))
+        found, version = header["format"], int(header["version"])
+    except (LookupError, TypeError, ValueError, RecursionError) as cause:
+        raise error(f"{path} is not a {kind[0]} file, or it is damaged ({cause})") from cause
+    if found != kind[0]:
+        raise error(f"{path} is a {found} file; expected a {kind[0]}")
+    if version > kind[1]:
+        raise error(f"{path} has version {version}; this fewtune reads up to {kind[1]}: update fewtune")
+    return header, tensors

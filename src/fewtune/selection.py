@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewtune.errors import SelectionError
-from fewtune.files import read_tensors, write_tensors
+from fewtune.files import read_versioned, write_versioned
 from fewtune.importance import Scores
 from fewtune.neurons import Anatomy, Places, Role, nearest
 from fewtune.topk import granular_top_k
@@ -173,14 +172,12 @@ class Selection:
     def save(self, path: str | Path) -> None:
         """Writes the selection as one safetensors file, atomically."""
         header = {
-            "format": FORMAT,
-            "version": VERSION,
             "anatomy": self.anatomy.to_json(),
             "dense": {role.value: list(names) for role, names in self.dense.items()},
         }
         fits = {n: torch.int32 if p.neurons * p.fan_in < 2**31 else torch.int64 for n, p in self.places.items()}
         tensors = {name: places.flat.to(fits[name]) for name, places in self.places.items()}
-        write_tensors(Path(path), tensors, {"fewtune": json.dumps(header)})
+        write_versioned(Path(path), (FORMAT, VERSION), header, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
@@ -189,16 +186,8 @@ class Selection:
         Raises:
             SelectionError: the file is missing, damaged, of another kind, or of a newer version.
         """
-        tensors, metadata = read_tensors(Path(path), SelectionError)
+        header, tensors = read_versioned(Path(path), (FORMAT, VERSION), SelectionError)
         try:
-            header = json.loads(metadata["fewtune"])
-            kind, version = header["format"], header["version"]
-            if kind == FORMAT and version > VERSION:
-                raise SelectionError(
-                    f"{path} has version {version}; this fewtune reads up to {VERSION}: update fewtune"
-                )
-            if kind != FORMAT:
-                raise SelectionError(f"{path} is a {kind} file; expected a {FORMAT}")
             anatomy = Anatomy.from_json(header["anatomy"])
             dense = {Role(role): tuple(names) for role, names in header["dense"].items()}
             if unknown := [n for names in dense.values() for n in names if n not in anatomy.shapes]:

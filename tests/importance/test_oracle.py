@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import fewtune
+from fewtune import difference_importance
 from fewtune.analysis import rank_correlation
 from fewtune.config import recipe_from
 from fewtune.errors import ConfigError, DeltaError, ImportanceError
-from fewtune.oracle import difference_importance
 from fewtune.tasks import fit
 from runs import coloured_folder, tiny_recipe
 from scored import WEIGHTS, batches, net

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fewtune.bench.plan import Kind, scores_file
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError, ImportanceError
-from fewtune.files import read_tensors, write_json, write_tensors, write_text
+from fewtune.files import read_tensors, write_json, write_text
 from fewtune.importance import Scores
 from fewtune.methods.gps import choose
 from fewtune.neurons import describe
@@ -146,8 +146,15 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
         started = time.perf_counter()
         scores = score(work)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, scores, {"seconds": str(time.perf_counter() - started)})
-    tensors, header = read_tensors(path, ImportanceError)
-    scores = Scores(tensors, describe(work.backbone.model, work.backbone.head))
+        scores.save(path, seconds=str(time.perf_counter() - started))
+    scores, noted = _scores(path, work)
     choose(job.recipe, scores).save(folder.selection)
-    write_json(folder.path / "importance.json", {"seconds": float(header["seconds"])})
+    write_json(folder.path / "importance.json", {"seconds": float(noted["seconds"])})
+
+
+def _scores(path: Path, work: Work) -> tuple[Scores, dict[str, str]]:
+    """The scores that are kept for a group of runs, and what was noted with them."""
+    tensors, header = read_tensors(path, ImportanceError)
+    if "fewtune" in header:
+        return Scores.load(path)
+    return Scores(tensors, describe(work.backbone.model, work.backbone.head)), header  # a file of version 0.1.0

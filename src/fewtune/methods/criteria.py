@@ -14,9 +14,14 @@ from torch import Tensor
 
 from fewtune.delta import load_delta
 from fewtune.errors import ConfigError
-from fewtune.importance import Scores, gradient_importance, magnitude_importance, random_importance
+from fewtune.importance import (
+    Scores,
+    difference_importance,
+    gradient_importance,
+    magnitude_importance,
+    random_importance,
+)
 from fewtune.methods.base import Run, Settings
-from fewtune.oracle import difference_importance
 from fewtune.plugins import Table
 
 Criterion = Callable[[Run], Scores]

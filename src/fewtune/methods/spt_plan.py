@@ -6,14 +6,14 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError
-from fewtune.importance import Scores, left_as_found, reduce_over_processes
+from fewtune.importance import Scores, accumulate, left_as_found, reduce_over_processes
 from fewtune.methods.base import Batch, Excluding, Method, Prepared, Run
 from fewtune.methods.blocks import find_blocks, find_trunk
 from fewtune.methods.inserted import Inserted
@@ -57,20 +57,11 @@ def sensitivity(
     """
     objective = objective or CrossEntropy()
     named = {n: p for n, p in model.named_parameters() if anatomy.roles.get(n) is not Role.HEAD}
-    device = next(iter(named.values())).device
-    total, seen = {name: torch.zeros_like(parameter) for name, parameter in named.items()}, 0
     with left_as_found(model, train_mode=False):
-        for parameter in named.values():
-            parameter.requires_grad_(True)
-        for images, labels in islice(batches, most):
-            loss = objective(model, images.to(device), labels.to(device))
-            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            for name, gradient in zip(named, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient.detach() ** 2
-            seen += 1
-    if not seen:
-        raise TuningError("the sensitivity needs at least one batch of training images, and got none")
+        read = iter(batches)
+        if (first := next(read, None)) is None:
+            raise TuningError("the sensitivity needs at least one batch of training images, and got none")
+        total = accumulate(model, chain([first], read), objective, named, of=torch.square, limit=most)
     reduce_over_processes(total, named)
     if broken := [name for name, tensor in total.items() if not bool(tensor.isfinite().all())]:
         raise TuningError(f"the gradient of {broken[0]} is not finite; look for NaN in the images")

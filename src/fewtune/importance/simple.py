@@ -1,4 +1,4 @@
-"""The oracle's score: how far full fine-tuning moved every connection."""
+"""Scores without a pass over data: the magnitude of a weight, chance, and how far full fine-tuning moved it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.importance import Scores, scored_weights
+from fewtune.importance.scores import Scores, scored_weights
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
+
+
+def magnitude_importance(
+    model: nn.Module, head: HeadSpec = ASK_MODEL, *, roles: Mapping[str, str | Role] | None = None
+) -> Scores:
+    """|w| of every connection (the paper's "Magnitude"); arguments as in `gradient_importance`."""
+    anatomy, weights = scored_weights(model, head, roles)
+    return Scores({name: weight.detach().abs() for name, weight in weights.items()}, anatomy)
+
+
+def random_importance(
+    model: nn.Module,
+    seed: int = 0,
+    head: HeadSpec = ASK_MODEL,
+    *,
+    roles: Mapping[str, str | Role] | None = None,
+) -> Scores:
+    """Uniform random scores, the same for one seed on any device.
+
+    With granularity "neuron" the paper's random choice per neuron, with "network" over the whole network.
+    """
+    anatomy, _ = scored_weights(model, head, roles)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return Scores(
+        {name: torch.rand(v.shape, generator=generator, device="cpu") for name, v in anatomy.views.items()}, anatomy
+    )
 
 
 def difference_importance(

@@ -1,0 +1,72 @@
+"""Scores by gradients (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import ImportanceError
+from fewtune.importance.passes import Progress, accumulate, left_as_found, reduce_over_processes
+from fewtune.importance.scores import Scores, scored_weights
+from fewtune.neurons import ASK_MODEL, HeadSpec, Role
+from fewtune.objectives import Objective, SupCon, pooled_features
+
+
+def gradient_importance(
+    model: nn.Module,
+    loader: Iterable[Any],
+    objective: Objective | None = None,
+    head: HeadSpec = ASK_MODEL,
+    *,
+    roles: Mapping[str, str | Role] | None = None,
+    train_mode: bool = False,
+    limit: int | None = None,
+    passes: int = 1,
+    store: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    r"""The modulus of the summed gradient of every connection (Eq. 1).
+
+    .. math:: s_{ij} = \Big| \sum_b \partial L_b / \partial w_{ij} \Big|
+
+    Signed gradients are summed over the batches in float32 (float64 for float64 weights) and the modulus is taken
+    once, at the end. Each gradient is freed as soon as it is added, so that one layer's gradient is alive at a time.
+    The model is left as it was found: mode, flags, gradients, buffers and random state.
+
+    Args:
+        model: on its device; batches are moved there.
+        loader: yields ``(images, labels)`` or ``((view1, view2), labels)``.
+        objective: (model, inputs, labels) -> scalar; `SupCon` where left out.
+        head: see `fewtune.neurons.describe`.
+        roles: roles set by hand, see `fewtune.neurons.describe`.
+        train_mode: run in training mode (dropout, batch statistics) instead of evaluation mode.
+        limit: use this many batches at most.
+        passes: read the data this many times, each time for a part of the layers: the gradients of the other parts
+            are not formed, for a model that hardly fits. The loader must yield the same batches each time.
+        store: device of the sums, such as "cpu" for a model that hardly fits; the weight's own where left out.
+        progress: called as (batches done, batches in all or None).
+
+    Raises:
+        ImportanceError: NaN or all-zero scores, an empty loader, or one that yields something else; a limit or a number
+            of passes below 1.
+        ModelError: ``head`` names no module.
+    """
+    for option, value in {"limit": limit, "passes": passes}.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ImportanceError(f"{option}={value!r}; expected a whole number above 0")
+    anatomy, weights = scored_weights(model, head, roles)
+    objective = objective if objective is not None else SupCon()
+    if isinstance(objective, SupCon) and objective.features is None:
+        objective = replace(objective, features=partial(pooled_features, head=head))
+    names, sums = list(weights), dict[str, Tensor]()
+    with left_as_found(model, train_mode):
+        for part in range(min(passes, len(names))):
+            chosen = {name: weights[name] for name in names[part::passes]}
+            sums |= accumulate(model, loader, objective, chosen, limit=limit, store=store, progress=progress)
+    reduce_over_processes(sums, weights)
+    return Scores({name: sums[name].abs_() for name in names}, anatomy)
