@@ -10,14 +10,12 @@ from typing import Any
 
 from fewtune.delta.fingerprint import Covered
 from fewtune.delta.packing import Layout
-from fewtune.neurons import Anatomy, Role, View
+from fewtune.neurons import LARGEST, Anatomy, Role, sizes
 
 LIMIT = 16 * 2**20
 """Most bytes of JSON that are looked at."""
 EXPANSION, FLOOR = 64, 2**20
 """Packed JSON expands to at most so many times its length, or so many bytes, whichever is more."""
-LARGEST = 2**48
-"""Largest length or size that is taken for one."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +77,18 @@ class Description:
         if not decoder.eof or decoder.unused_data:
             raise ValueError("the description of the model is damaged")
         content = _object(json.loads(plain))
-        anatomy = _anatomy(_object(content["anatomy"]))
+        anatomy = Anatomy.from_json(_object(content["anatomy"]))
         integer = _names(content["integer parameters"], anatomy.shapes)
         covered = {
             n: Covered(s, n not in integer) for n, s in anatomy.shapes.items() if anatomy.roles.get(n) is not Role.HEAD
         }
         covered |= {
-            name: Covered(_shape(size), _flag(floating))
+            name: Covered(sizes(size), _flag(floating))
             for name, (size, floating) in _object(content["known buffers"]).items()
         }
         dense = {Role(role): _names(names, anatomy.shapes) for role, names in _object(content["dense"]).items()}
         layers = {name: _layout(form) for name, form in _object(content["layers"]).items()}
-        buffers = {name: _shape(size) for name, size in _object(content["buffers"]).items()}
+        buffers = {name: sizes(size) for name, size in _object(content["buffers"]).items()}
         shapes = _stored_shapes(anatomy, dense, layers, buffers)
         others = {n: k for k, names in _object(content["other dtypes"]).items() for n in _names(names, shapes)}
         for name, form in layers.items():
@@ -140,12 +138,6 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise ValueError("a shape is no list")
-    return tuple(_number(size) for size in value)
-
-
 def _layout(value: Any) -> Layout:
     count, hot, gaps = value
     return Layout(_number(count), _number(hot), _flag(gaps))
@@ -155,29 +147,3 @@ def _names(value: Any, known: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name in known for name in value):
         raise ValueError("a list of names is damaged")
     return tuple(value)
-
-
-def _anatomy(data: dict[str, Any]) -> Anatomy:
-    """Every parameter is a weight of neurons or has a role, not both."""
-    shapes = {name: _shape(size) for name, size in _object(data["shapes"]).items()}
-    views = {name: _view(view) for name, view in _object(data["views"]).items()}
-    roles = {name: Role(role) for name, role in _object(data["roles"]).items()}
-    if views.keys() | roles.keys() != shapes.keys() or views.keys() & roles.keys():
-        raise ValueError("the anatomy is not complete")
-    if any(view.shape != shapes[name] for name, view in views.items()):
-        raise ValueError("a weight has two shapes")
-    return Anatomy(views, roles, shapes)
-
-
-def _view(value: Any) -> View:
-    size, kind, groups = value
-    size, groups = _shape(size), _number(groups)
-    match kind:
-        case "rows" if len(size) >= 1 and groups >= 1:
-            return View(size, "rows", groups)
-        case "columns" if len(size) == 2 and groups >= 1:
-            return View(size, "columns", groups)
-        case "transposed" if len(size) >= 2 and groups >= 1 and size[0] % groups == 0:
-            return View(size, "transposed", groups)
-        case _:
-            raise ValueError("a weight's view is damaged")

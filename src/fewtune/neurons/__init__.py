@@ -18,10 +18,11 @@ from fewtune.neurons.anatomy import (
     require_floating,
 )
 from fewtune.neurons.roles import Role
-from fewtune.neurons.views import Places, View
+from fewtune.neurons.views import LARGEST, Places, View, sizes
 
 __all__ = [
     "ASK_MODEL",
+    "LARGEST",
     "Anatomy",
     "AskModel",
     "HeadSpec",
@@ -35,4 +36,5 @@ __all__ = [
     "nearest",
     "owners",
     "require_floating",
+    "sizes",
 ]

@@ -13,13 +13,17 @@ from torch import Tensor
 Kind = Literal["rows", "columns", "transposed"]
 
 
+LARGEST = 2**48
+"""Largest number in a file that is taken for a size."""
+
+
 def sizes(data: Any) -> tuple[int, ...]:
-    """A list of JSON as sizes.
+    """A list of JSON as sizes; JSON's true and 1.0 are none.
 
     Raises:
-        ValueError: it is none of whole numbers from 0 on, or the numbers are absurd.
+        ValueError: it is no list of whole numbers from 0 on, or the numbers are absurd.
     """
-    if not isinstance(data, list) or not all(type(n) is int and 0 <= n < 2**40 for n in data):
+    if not isinstance(data, list) or not all(type(n) is int and 0 <= n <= LARGEST for n in data):
         raise ValueError(f"expected a list of sizes, got {data!r}")
     return tuple(data)
 
@@ -31,7 +35,7 @@ class View:
     * ``rows``: dimension 0 holds the neurons. Linear [out, in]; convolutions [out, in / groups, *kernel], so that
       fan_in = in / groups * prod(kernel); the packed projection of attention [3 * dim, dim].
     * ``columns``: dimension 1 holds the neurons, as in transformers' ``Conv1D`` [in, out].
-    * ``transposed``: transposed convolutions [in, out / groups, *kernel].
+    * ``transposed``: transposed convolutions [in, out / groups, *kernel]; with one group the same as ``columns``.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +50,7 @@ class View:
             TypeError, ValueError: there is no such view.
         """
         shape, kind, (groups,) = sizes(data[0]), data[1], sizes(data[2:])
-        least = {"rows": 1, "columns": 2, "transposed": 3}
+        least = {"rows": 1, "columns": 2, "transposed": 2}
         if kind not in get_args(Kind) or len(shape) < least[kind] or not groups:
             raise ValueError(f"no view of a weight is {data}")
         if kind == "transposed" and shape[0] % groups:
@@ -69,40 +73,34 @@ class View:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The stored weight, or anything of its shape, as [neurons, fan_in]; a view of it where strides allow."""
-        match self.kind:
-            case "rows":
-                return weight.reshape(self.neurons, self.fan_in)
-            case "columns":
-                return weight.T
-            case "transposed":
-                inputs, outputs, *kernel = self.shape
-                grouped = weight.reshape(self.groups, inputs // self.groups, outputs, *kernel)
-                return grouped.transpose(1, 2).reshape(self.neurons, self.fan_in)
+        if self.kind == "rows":
+            return weight.reshape(self.neurons, self.fan_in)
+        groups, inputs, outputs, kernel = self._grouped
+        return weight.reshape(groups, inputs, outputs, *kernel).transpose(1, 2).reshape(self.neurons, self.fan_in)
 
     def stored(self, matrix: Tensor) -> Tensor:
         """The inverse of `matrix`: [neurons, fan_in] in the stored shape."""
-        match self.kind:
-            case "rows":
-                return matrix.reshape(self.shape)
-            case "columns":
-                return matrix.T
-            case "transposed":
-                inputs, outputs, *kernel = self.shape
-                grouped = matrix.reshape(self.groups, outputs, inputs // self.groups, *kernel)
-                return grouped.transpose(1, 2).reshape(self.shape)
+        if self.kind == "rows":
+            return matrix.reshape(self.shape)
+        groups, inputs, outputs, kernel = self._grouped
+        return matrix.reshape(groups, outputs, inputs, *kernel).transpose(1, 2).reshape(self.shape)
 
     def stored_index(self, flat: Tensor) -> Tensor:
         """Indices into the flattened matrix [neurons, fan_in] as indices into the flattened stored weight."""
         if self.kind == "rows":
             return flat
         neuron, connection = flat // self.fan_in, flat % self.fan_in
-        if self.kind == "columns":
-            return connection * self.neurons + neuron
-        inputs, outputs, *kernel = self.shape
+        _, inputs, outputs, kernel = self._grouped
         taps = prod(kernel)
         group, output = neuron // outputs, neuron % outputs
-        source = group * (inputs // self.groups) + connection // taps
+        source = group * inputs + connection // taps
         return (source * outputs + output) * taps + connection % taps
+
+    @property
+    def _grouped(self) -> tuple[int, int, int, tuple[int, ...]]:
+        """Of a weight whose dimension 1 holds neurons: groups, inputs and outputs of a group, the kernel."""
+        groups = self.groups if self.kind == "transposed" else 1
+        return groups, self.shape[0] // groups, self.shape[1], self.shape[2:]
 
 
 @dataclass(frozen=True, eq=False)
