@@ -106,7 +106,8 @@ def read_versioned(path: Path, kind: Kind, error: type[FewtuneError]) -> tuple[d
         header = dict(json.loads(metadata["fewtune"]))
         found, version = header["format"], int(header["version"])
     except (LookupError, TypeError, ValueError, RecursionError) as cause:
-        raise error(f"{path} is not a {kind[0]} file, or it is damaged ({cause})") from cause
+        what = kind[0].removeprefix("fewtune-").replace("-", " ")
+        raise error(f"{path} is not a {what} file, or it is damaged ({cause})") from cause
     if found != kind[0]:
         raise error(f"{path} is a {found} file; expected a {kind[0]}")
     if version > kind[1]:

@@ -62,7 +62,7 @@ def test_other_files_are_refused(scores: Scores, tmp_path: Path) -> None:
     forged(tensors, version=2)
     refused("has version 2; this fewtune reads up to 1: update fewtune")
     forged(tensors, anatomy={})
-    refused("is no file of scores, or it is damaged")
+    refused("is not a scores file, or it is damaged")
     forged({name: tensor for name, tensor in tensors.items() if name != "conv.weight"})
     refused("the scores are of other weights")
     forged(tensors | {"conv.weight": torch.ones(2, 2)})

@@ -78,7 +78,7 @@ class Scores(Mapping[str, Tensor]):
             if wrong := [n for n, t in tensors.items() if not t.is_floating_point()]:
                 raise ValueError(f"the scores of {wrong[0]} are of {tensors[wrong[0]].dtype}")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ImportanceError(f"{path} is no file of scores, or it is damaged ({error})") from error
+            raise ImportanceError(f"{path} is not a scores file, or it is damaged ({error})") from error
         return cls({name: tensors[name] for name in anatomy.views}, anatomy), metadata
 
 
