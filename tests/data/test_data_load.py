@@ -11,7 +11,7 @@ import pytest
 
 import images
 from fewtune.data import ImageData, Split, load_data
-from fewtune.data.lists import VTAB_CLASSES
+from fewtune.data.formats.vtab import CLASSES as VTAB_CLASSES
 from fewtune.errors import DataError
 from images import fails
 

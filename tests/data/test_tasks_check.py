@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 import miniatures
 from fewtune.cli.app import app
 from fewtune.data import load_data
-from fewtune.data.catalog import DECLARATIONS, FGVC, OOD, VTAB, Counts, declaration
+from fewtune.data.catalog import DECLARATIONS, FGVC, OOD, VTAB, declaration, find_folder
 from fewtune.data.check import check
-from fewtune.data.declared import find_folder
 from fewtune.data.formats.cifar import read_part
+from fewtune.data.listing import Counts
 from fewtune.data.prepare import prepare
 from fewtune.errors import DataError
 

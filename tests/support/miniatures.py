@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fewtune.data.catalog import Counts, Declaration, declaration
-from fewtune.data.declared import CORRUPTIONS, SEVERITIES, kvasir_pairs
+from fewtune.data.catalog import Declaration, declaration
+from fewtune.data.formats.imagenet import CORRUPTIONS, SEVERITIES
+from fewtune.data.listing import Counts
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")
 """The first classes of ImageNet-1k."""
@@ -235,7 +236,8 @@ def _plant_corruptions(folder: Path) -> list[tuple[str, ...]]:
 
 
 def _plant_masks(folder: Path) -> list[tuple[str, ...]]:
-    pairs = kvasir_pairs(folder)
+    splits = declaration("kvasir-seg").listing(folder).splits
+    pairs = {name: [(item.content, item.mask) for item in items] for name, items in splits.items()}
     (train, second, third, *_), (test, *_) = pairs["train"], pairs["test"]
     train[1].unlink()
     cut(second[0])

@@ -16,7 +16,7 @@ import miniatures
 from fewtune import recipes
 from fewtune.classification.ood import ALEXNET_ERRORS, Scorer, mean_corruption_error, outputs_of, score, score_task
 from fewtune.cli.app import app
-from fewtune.data.declared import CORRUPTIONS, SEVERITIES
+from fewtune.data.formats.imagenet import CORRUPTIONS, SEVERITIES
 from fewtune.data.transforms import eval_transform
 from fewtune.errors import ConfigError, DataError
 from fewtune.models import Backbone

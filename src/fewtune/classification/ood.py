@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from fewtune.classification.loaded import load_classifier
 from fewtune.classification.predict import probabilities
 from fewtune.config import Recipe
-from fewtune.data.catalog import declaration
-from fewtune.data.declared import CORRUPTIONS, SEVERITIES, class_split, find_folder
+from fewtune.data.catalog import declaration, find_folder
+from fewtune.data.formats.imagenet import CORRUPTIONS, SEVERITIES
+from fewtune.data.load import class_split
 from fewtune.data.split import Split
 from fewtune.data.transforms import eval_transform
 from fewtune.errors import ConfigError, DataError

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fewtune.data.catalog import Counts, Declaration
+    from fewtune.data.catalog import Declaration
+    from fewtune.data.listing import Counts
 
 app = typer.Typer(help="The published data sets: what they are, how to get them, whether they are whole.")
 
@@ -115,7 +116,7 @@ def _described(data_set: Declaration) -> dict[str, object]:
 
 def _counts(text: str) -> Counts:
     """ "train=80,test=50" -> counts of the splits."""
-    from fewtune.data.catalog import Counts
+    from fewtune.data.listing import Counts
 
     try:
         pairs = [part.split("=") for part in text.split(",")]

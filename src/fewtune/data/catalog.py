@@ -8,32 +8,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal
 
-from fewtune.data.lists import VTAB_CLASSES
+from fewtune.data.formats import FORMATS
+from fewtune.data.formats.vtab import CLASSES as VTAB_CLASSES
+from fewtune.data.listing import Counts, Expected, Listing
 from fewtune.errors import DataError
-
-Format = Literal["fgvc", "vtab", "cifar", "imagenet", "classes", "corruptions", "masks"]
-
-LAYOUTS: dict[Format, str] = {
-    "fgvc": "train.json, val.json, test.json, each {relative image path: class id}; images below images/, Images/ or "
-    "the folder itself",
-    "vtab": "images/ and the lists train800.txt, val200.txt, train800val200.txt, test.txt with lines `path label`",
-    "cifar": "the files train, test and meta of the Python version",
-    "imagenet": "train/WNID/*.JPEG and val/WNID/*.JPEG, one folder a class; val/ is the test set",
-    "classes": "WNID/*.jpg, one folder for each of 200 classes of ImageNet-1k",
-    "corruptions": "CORRUPTION/SEVERITY/WNID/*.JPEG, 15 corruptions in severities 1 to 5",
-    "masks": "images/*.jpg and masks/*.jpg of the same names; a mask is white (128 and above) on the object",
-}
-"""What lies in a data set's folder."""
-
-
-class Counts(NamedTuple):
-    """Images of each split; None where there is no such split."""
-
-    train: int | None = None
-    val: int | None = None
-    test: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +24,8 @@ class Declaration:
     key: str
     title: str
     group: str
-    format: Format
+    format: str
+    """A key of `fewtune.data.formats.FORMATS`."""
     folders: tuple[str, ...]
     """Names of its folder below the root; the first is the usual one."""
     classes: int
@@ -61,11 +43,15 @@ class Declaration:
     @property
     def layout(self) -> str:
         """What lies in its folder."""
-        return LAYOUTS[self.format]
+        return FORMATS[self.format].layout
 
     def part(self, classes: int | None = None, counts: Counts | None = None) -> Declaration:
         """The same data set where only a part of it is at hand: other numbers are expected."""
         return replace(self, classes=classes or self.classes, counts=counts or self.counts)
+
+    def listing(self, folder: Path) -> Listing:
+        """What its folder holds."""
+        return FORMATS[self.format].list(folder, Expected(self.classes, self.counts))
 
 
 SPLITS = "VPT's splits (fgvc_split.zip of github.com/KMnP/vpt): put its train.json, val.json and test.json into"
@@ -207,3 +193,27 @@ def declaration(key: str) -> Declaration:
         hint = f"did you mean {', '.join(near)}?" if near else "`fewtune data list` shows all"
         raise DataError(f'no data set is called "{key}"; {hint}')
     return DECLARATIONS[key]
+
+
+def find_folder(data_set: Declaration, root: str | Path) -> Path:
+    """The folder of a data set: below `root`, or `root` itself.
+
+    Raises:
+        DataError: it is not there; the message says what was looked for.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; give the one that holds {data_set.folders[0]}/ ({data_set.title})")
+    parents = [root, *(root / name for name in ("vtab-1k", "VTAB-1k", "FGVC"))]
+    for folder in (parent / name for parent in parents for name in data_set.folders):
+        if folder.is_dir():
+            return folder
+    if root.resolve().name in data_set.folders:
+        return root
+    others = {name for other in DECLARATIONS.values() for name in other.folders}
+    if FORMATS[data_set.format].recognise(root) and root.resolve().name not in others:
+        return root
+    raise DataError(
+        f"{data_set.title} is not in {root}: there is no {data_set.folders[0]}/; "
+        f"`fewtune data info {data_set.key}` says what to fetch"
+    )

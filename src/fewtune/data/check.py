@@ -1,32 +1,27 @@
-"""Whether a data set on disk is whole and is what was published: `fewtune data check`."""
+"""Whether a data set on disk is whole, and is what was published: `fewtune data check`."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fewtune.data.catalog import Declaration
-from fewtune.data.declared import find_folder
+from fewtune.data.catalog import Declaration, find_folder
+from fewtune.data.formats import format_of
 from fewtune.data.images import open_image, verify_image
-from fewtune.data.inventory import Entry, Inventory, inventory
+from fewtune.data.leaks import Progress, contradictions, in_turn, leaks, repeats
+from fewtune.data.listing import Expected, Item, Listing
 from fewtune.errors import DataError
-
-HEAD = 4096
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, how many are done, all)."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found: the folder, images of each split, classes, images opened, and one line for every fault."""
+    """The folder, images of each split, classes, images opened, and one line for every fault."""
 
     folder: Path
     counts: dict[str, int]
@@ -60,120 +55,114 @@ def check(
         DataError: there is no such folder.
     """
     folder = find_folder(data_set, root)
-    found = inventory(data_set, folder)
-    told = progress or (lambda what, done, total: None)
-    faults = [*found.faults, *_missing(found, folder), *_counts(data_set, found)]
-    chosen = list(_sampled(found, sample))
-    faults += _unreadable(chosen, folder, told)
-    if duplicates:
-        faults += leaks(found, told)
-    counts = {split: len(entries) for split, entries in found.splits.items()}
-    return Checked(folder, counts, found.classes, len(chosen), tuple(" ".join(fault.split()) for fault in faults))
+    listing = data_set.listing(folder)
+    more = [*listing.gaps, *_missing(listing), *_counts(data_set, listing)]
+    return _checked(listing, folder, more, sample, _leaks(listing, progress) if duplicates else [], progress)
 
 
-def _missing(found: Inventory, folder: Path) -> Iterator[str]:
-    for split, entries in found.splits.items():
-        for entry in entries:
-            if isinstance(entry.content, Path) and not entry.content.is_file():
-                yield f"{entry.name} ({split}) is listed and does not exist"
+def check_path(
+    path: str | Path, *, sample: int | None = None, duplicates: bool = True, progress: Progress | None = None
+) -> Checked:
+    """Check a folder or CSV file of a user's own; arguments as `check`'s.
+
+    Beside test images that are also trained on, images with two labels are told, and in a folder without a test part
+    images that occur more than once: a test part that is drawn from it would share them with the training images.
+
+    Raises:
+        DataError: there is no such path, or no format that fits it.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    listing = format_of(path).list(path, Expected())
+    faults = [*_missing(listing), *_repeated(listing)]
+    twins: list[str] = []
+    if duplicates and listing.splits:
+        twins = [*_leaks(listing, progress), *map(str, contradictions(listing.splits, progress))]
+        if set(listing.splits) == {"train"}:
+            twins += [
+                f"{twin.item.name} is the same image as {twin.other.name}; keep one of them, or divide train and test "
+                "yourself"
+                for twin in repeats(listing.splits["train"], progress)
+                if twin.item.label == twin.other.label
+            ]
+    return _checked(listing, path if path.is_dir() else path.parent, faults, sample, twins, progress)
 
 
-def _counts(data_set: Declaration, found: Inventory) -> Iterator[str]:
-    if found.classes != data_set.classes:
-        yield f"{found.classes:,} classes, {data_set.classes:,} expected"
+def _leaks(listing: Listing, progress: Progress | None) -> list[str]:
+    return [
+        str(twin) + (" under another label" if twin.item.label != twin.other.label else "")
+        for twin in leaks(listing.splits, progress)
+    ]
+
+
+def _checked(
+    listing: Listing, folder: Path, more: list[str], sample: int | None, twins: list[str], progress: Progress | None
+) -> Checked:
+    """Open the images, and put all faults together, each on one line and without the folder's path."""
+    chosen = list(_sampled(listing, sample))
+    faults = [*listing.faults, *more, *_unreadable(chosen, progress or (lambda what, done, total: None)), *twins]
+    counts = {split: len(items) for split, items in listing.splits.items()}
+    lines = tuple(" ".join(fault.replace(f"{folder}/", "").split()) for fault in faults)
+    return Checked(folder, counts, len(listing.class_names), len(chosen), lines)
+
+
+def _missing(listing: Listing) -> Iterator[str]:
+    for split, items in listing.splits.items():
+        for item in items:
+            if isinstance(item.content, Path) and not item.content.is_file():
+                yield f"{item.name} ({split}) is listed and does not exist"
+
+
+def _counts(data_set: Declaration, listing: Listing) -> Iterator[str]:
+    if len(listing.class_names) != data_set.classes:
+        yield f"{len(listing.class_names):,} classes, {data_set.classes:,} expected"
     for split, expected in data_set.counts._asdict().items():
-        number = len(found.splits.get(split, ()))
+        number = len(listing.splits.get(split, ()))
         if number != (expected or 0):
             yield f"{split}: {number:,} images, {expected or 0:,} expected"
-    for split, entries in found.splits.items():
-        for name, times in Counter(entry.name for entry in entries).items():
+    yield from _repeated(listing)
+
+
+def _repeated(listing: Listing) -> Iterator[str]:
+    for split, items in listing.splits.items():
+        for name, times in Counter(item.name for item in items).items():
             if times > 1:
                 yield f"{name} is listed {times} times in {split}"
 
 
-def _sampled(found: Inventory, sample: int | None) -> Iterator[Entry]:
-    """Entries to open whose files exist."""
-    for entries in found.splits.values():
-        there = [entry for entry in entries if isinstance(entry.content, np.ndarray) or entry.content.is_file()]
+def _sampled(listing: Listing, sample: int | None) -> Iterator[Item]:
+    """Images to open whose files exist."""
+    for items in listing.splits.values():
+        there = [item for item in items if isinstance(item.content, np.ndarray) or item.content.is_file()]
         if sample is not None and sample < len(there):
             there = [there[i] for i in sorted(np.random.default_rng(0).permutation(len(there))[:sample])]
         yield from there
 
 
-def _unreadable(entries: list[Entry], folder: Path, told: Progress) -> list[str]:
+def _unreadable(items: list[Item], told: Progress) -> list[str]:
     """Decode every file to its end, in threads; a mask must have its image's size."""
     faults = []
     with ThreadPoolExecutor() as pool:
-        for done, fault in enumerate(_in_turn(pool, lambda entry: _fault(entry, folder), entries), 1):
+        for done, fault in enumerate(in_turn(pool, _fault, items), 1):
             if fault:
                 faults.append(fault)
-            told("opening images", done, len(entries))
+            told("opening images", done, len(items))
     return faults
 
 
-def _in_turn(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
-    """`pool.map` that does not queue millions of calls at once."""
-    step = 4096
-    for start in range(0, len(items), step):
-        yield from pool.map(function, items[start : start + step])
-
-
-def _fault(entry: Entry, folder: Path) -> str | None:
-    if isinstance(entry.content, np.ndarray):
+def _fault(item: Item) -> str | None:
+    if isinstance(item.content, np.ndarray):
         return None
     try:
-        verify_image(entry.content)
-        if entry.mask is None or not entry.mask.is_file():
+        verify_image(item.content)
+        if item.mask is None:
             return None
-        with Image.open(entry.content) as image:
+        with Image.open(item.content) as image:
             size = image.size
-        mask = open_image(entry.mask).size
+        mask = open_image(item.mask).size
     except DataError as error:
-        return str(error).replace(f"{folder}/", "")
+        return str(error)
     if mask != size:
-        return f"masks/{entry.mask.name} has {mask[0]} x {mask[1]} pixels, its image {size[0]} x {size[1]}"
+        return f"{item.mask} has {mask[0]} x {mask[1]} pixels, its image {size[0]} x {size[1]}"
     return None
-
-
-def leaks(found: Inventory, told: Progress) -> list[str]:
-    """Test images whose content is also that of a training or validation image."""
-    test = found.splits.get("test", [])
-    others = [entry for split in ("train", "val") for entry in found.splits.get(split, [])]
-    if not test or not others:
-        return []
-    known: dict[Any, list[Entry]] = defaultdict(list)
-    for entry, key in _keyed(others, _rough, told):
-        known[key].append(entry)
-    suspects = [(entry, known[key]) for entry, key in _keyed(test, _rough, told) if key in known]
-    exact = {entry.name: _digest(entry) for _, near in suspects for entry in near}
-    faults = []
-    for entry, near in suspects:
-        own = _digest(entry)
-        twin = next((other for other in near if exact[other.name] == own), None)
-        if twin is not None:
-            faults.append(f"{entry.name} (test) is the same image as {twin.name}, which is trained or validated on")
-    return faults
-
-
-def _keyed(entries: list[Entry], key: Callable[[Entry], Any], told: Progress) -> Iterable[tuple[Entry, Any]]:
-    with ThreadPoolExecutor() as pool:
-        for done, (entry, value) in enumerate(zip(entries, _in_turn(pool, key, entries), strict=True), 1):
-            told("comparing train and test", done, len(entries))
-            if value is not None:
-                yield entry, value
-
-
-def _rough(entry: Entry) -> tuple[int, bytes] | None:
-    """Size and first bytes: files that differ here differ, so few files are read whole. None: no such file."""
-    if isinstance(entry.content, np.ndarray):
-        return entry.content.nbytes, hashlib.blake2b(entry.content.tobytes(), digest_size=16).digest()
-    try:
-        with entry.content.open("rb") as file:
-            return entry.content.stat().st_size, hashlib.blake2b(file.read(HEAD), digest_size=16).digest()
-    except OSError:
-        return None
-
-
-def _digest(entry: Entry) -> bytes:
-    content = entry.content
-    return hashlib.sha256(content.tobytes() if isinstance(content, np.ndarray) else content.read_bytes()).digest()

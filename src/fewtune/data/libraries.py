@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from fewtune.assets import TEXTILE, cache_folder, fetch, scratch
-from fewtune.data.formats.folders import SPLIT_NAMES, folder_data
+from fewtune.data.formats.folders import FOLDERS
 from fewtune.data.images import to_rgb
-from fewtune.data.split import ImageData, Split
+from fewtune.data.listing import SPLIT_NAMES, Expected
+from fewtune.data.split import ImageData, Split, image_data
 from fewtune.errors import DataError, MissingExtra
 
 Progress = Callable[[str], None]
@@ -186,7 +187,8 @@ def demo_data(name: str, progress: Progress | None = None) -> ImageData:
     """
     match name:
         case "textile":
-            return replace(folder_data(textile_folder(progress)), name="demo:textile")
+            listing = FOLDERS.list(textile_folder(progress), Expected())
+            return image_data(replace(listing, name="demo:textile"))
         case "digits":
             return _digits()
         case _:

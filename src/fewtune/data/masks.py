@@ -1,13 +1,18 @@
-"""A mask file as booleans: True on the object, where its grey value is 128 or more."""
+"""Masks: how a file is read, and images with masks as a data set."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fewtune.data.images import open_image
+from fewtune.data.leaks import leaks
+from fewtune.data.split import DataSet, Split
 from fewtune.errors import DataError
 
 THRESHOLD = 128
@@ -64,3 +69,68 @@ def save_png(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSplit(Split):
+    """A torch data set of what `transform` makes of (PIL RGB image, mask [H, W]); without one, of these two.
+
+    `labels[i]` is the file of the mask.
+    """
+
+    @property
+    def masks(self) -> list[Path]:
+        """The files of the masks."""
+        return self.labels
+
+    @property
+    def images(self) -> Any:
+        """The files of the images."""
+        return self.records
+
+    def __getitem__(self, index: int) -> Any:
+        image, mask = self.image(index), self.mask(index)
+        if mask.shape != (image.height, image.width):
+            raise DataError(
+                f"the mask {self.labels[index]} has {mask.shape[1]} x {mask.shape[0]} pixels and its image "
+                f"{image.width} x {image.height}; expected the same size"
+            )
+        return self.transform(image, mask) if self.transform else (image, mask)
+
+    def mask(self, index: int) -> np.ndarray:
+        """The mask, bool [H, W], at its own size."""
+        return open_mask(self.labels[index])
+
+    def check(self) -> None:
+        """Decode every image and mask to its end; DataError of the first that is damaged, no mask, or of another
+        size than its image."""
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(self.with_transform(None).__getitem__, range(len(self))):
+                pass
+
+
+@dataclass(frozen=True, eq=False)
+class MaskData(DataSet[MaskSplit]):
+    """Images with masks in splits; `val` and `test` are None where there is none."""
+
+    def summary(self) -> str:
+        """One line: images per split."""
+        return f"{self.name}: {', '.join(f'{len(split)} {name}' for name, split in self.splits.items())} images"
+
+    def check(self, *, decode: bool = True) -> None:
+        """Raise a DataError for the first mistake: a split without images, a test image that is also trained or
+        validated on (the same bytes), and with `decode` whatever `MaskSplit.check` finds."""
+        for name, split in self.splits.items():
+            if not len(split):
+                raise DataError(f"{self.name}: the {name} split has no images")
+        self.check_leaks()
+        if decode:
+            for split in self.splits.values():
+                split.check()
+
+    def check_leaks(self) -> None:
+        """DataError where the content of a test image is also that of a training or validation image."""
+        twins = leaks({name: split.items() for name, split in self.splits.items()})
+        if twins:
+            rest = f"; so are {len(twins) - 1} more" if len(twins) > 1 else ""
+            raise DataError(f"{self.name}: {twins[0]}{rest}; take it out of one of the two")

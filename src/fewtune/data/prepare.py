@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewtune.data.catalog import Declaration
-from fewtune.data.declared import find_folder
+from fewtune.data.catalog import Declaration, find_folder
 from fewtune.errors import DataError
 
 Progress = Callable[[str], None]

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewtune.data.images import open_image, verify_image
+from fewtune.data.leaks import leaks
+from fewtune.data.listing import Item, Listing
 from fewtune.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -31,11 +35,15 @@ class Split(Dataset):
     """
 
     records: Sequence[Any]
-    labels: list[int]
+    labels: list[Any]
+    """The class of each image; a tuple of its classes, in rising order, where it may have any number of them."""
     names: list[str]
     """What messages call each image: its path relative to the data set's folder, mostly."""
     read: Callable[[Any], Image.Image] = open_image
-    transform: Callable[[Image.Image], Any] | None = None
+    transform: Callable[..., Any] | None = None
+    multi_label: int | None = None
+    """The number of classes, where an image may have any number of them: its label is then a float vector of 0 and 1,
+    [classes]."""
 
     def __post_init__(self) -> None:
         assert len(self.records) == len(self.labels) == len(self.names)
@@ -43,19 +51,21 @@ class Split(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.image(index)
-        return (self.transform(image) if self.transform else image), self.labels[index]
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.image(index), self.labels[index]
+        if self.multi_label is not None:
+            label = multi_hot(label, self.multi_label)
+        return (self.transform(image) if self.transform else image), label
 
     def image(self, index: int) -> Image.Image:
         """The image as a PIL RGB image, not transformed."""
         return self.read(self.records[index])
 
-    def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> Split:
+    def with_transform(self, transform: Callable[..., Any] | None) -> Self:
         """The same images under another transform."""
         return replace(self, transform=transform)
 
-    def subset(self, indices: Iterable[int]) -> Split:
+    def subset(self, indices: Iterable[int]) -> Self:
         """The images at `indices`, in that order."""
         chosen = [int(i) for i in indices]
         return replace(
@@ -65,7 +75,7 @@ class Split(Dataset):
             names=[self.names[i] for i in chosen],
         )
 
-    def joined(self, other: Split) -> Split:
+    def joined(self, other: Self) -> Self:
         """These images, then those of another split of the same data set."""
         records, read = [*self.records, *other.records], self.read
         if self.read != other.read:  # each split has its own table of images
@@ -81,7 +91,7 @@ class Split(Dataset):
         square: bool = False,
         interpolation: str = "bicubic",
         progress: Progress | None = None,
-    ) -> Split:
+    ) -> Self:
         """The same split with its images decoded once and kept in memory as 8-bit arrays.
 
         Args:
@@ -111,35 +121,75 @@ class Split(Dataset):
 
     def counts(self, num_classes: int) -> list[int]:
         """How many images each class has."""
-        found = Counter(self.labels)
-        return [found[label] for label in range(num_classes)]
+        counted = Counter(label for labels in self.labels for label in _each(labels))
+        return [counted[label] for label in range(num_classes)]
+
+    def strata(self) -> list[int]:
+        """One class for each image, by which draws are balanced: its own; of several the rarest; of none -1."""
+        if self.multi_label is None:
+            return self.labels
+        counts = self.counts(self.multi_label)
+        return [min(labels, key=lambda label: (counts[label], label), default=-1) for labels in self.labels]
+
+    def items(self) -> list[Item]:
+        """The images that are files or pixels, as a listing has them."""
+        return [
+            Item(name, Path(record) if isinstance(record, str) else record, label)
+            for name, record, label in zip(self.names, self.records, self.labels, strict=True)
+            if isinstance(record, str | Path | np.ndarray)
+        ]
+
+
+def multi_hot(labels: Iterable[int], classes: int) -> Tensor:
+    """1 at the classes of an image and 0 elsewhere, float [classes]."""
+    vector = torch.zeros(classes)
+    vector[list(labels)] = 1
+    return vector
+
+
+def _each(label: int | tuple[int, ...]) -> tuple[int, ...]:
+    return label if isinstance(label, tuple) else (label,)
 
 
 def _read_by(record: tuple[Callable[[Any], Image.Image], Any]) -> Image.Image:
     """The image of a record that says how it is read."""
-    read, own = record
-    return read(own)
+    read, inner = record
+    return read(inner)
+
+
+S = TypeVar("S", bound=Split)
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class DataSet(Generic[S]):
     """A data set with its splits; `val` and `test` are None where there is none."""
 
     name: str
     class_names: tuple[str, ...]
-    train: Split
-    val: Split | None = None
-    test: Split | None = None
+    train: S
+    val: S | None = None
+    test: S | None = None
 
     @property
     def num_classes(self) -> int:
+        """The number of classes."""
         return len(self.class_names)
 
     @property
-    def splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, S]:
         """The splits that exist, by name."""
         pairs = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in pairs.items() if split is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData(DataSet[Split]):
+    """Images of classes."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.train.multi_label is not None
 
     def summary(self) -> str:
         """One line: classes and images per split."""
@@ -147,10 +197,11 @@ class ImageData:
         return f"{self.name}: {self.num_classes} classes; images: {sizes}"
 
     def check(self, *, decode: bool = True, progress: Progress | None = None) -> None:
-        """Raise a DataError for the first mistake found: no images, one class, a label out of range, a file that is
+        """Raise a DataError for the first mistake: no images, one class, a label out of range, a file that is
         missing; with `decode`, also an image that cannot be decoded to its end (reads every file once).
 
-        Classes without a training image are warned of: some published lists have them.
+        Warned of are classes without a training image, which some published lists have, and with `decode` test images
+        that are also training or validation images.
         """
         self._check_labels()
         files = [path for split in self.splits.values() for path in split.records if isinstance(path, str | Path)]
@@ -162,19 +213,34 @@ class ImageData:
                 for done, _ in enumerate(pool.map(verify_image, files), 1):
                     if progress:
                         progress(done, len(files))
+            self._warn_of_leaks()
+
+    def _warn_of_leaks(self) -> None:
+        twins = leaks({name: split.items() for name, split in self.splits.items()})
+        if twins and self.test is not None:
+            labels = sum(twin.item.label != twin.other.label for twin in twins)
+            logger.warning(
+                "%s: %d of %d test images are also trained or validated on%s, such as %s and %s: the test counts "
+                "them; take them out of one of the two (`fewtune data check` lists them)",
+                self.name, len(twins), len(self.test), f" ({labels} of them under another label)" if labels else "",
+                twins[0].item.name, twins[0].other.name,
+            )  # fmt: skip
 
     def _check_labels(self) -> None:
         for name, split in self.splits.items():
             if len(split) == 0:
                 raise DataError(f"{self.name}: the {name} split has no images")
-            for i, label in enumerate(split.labels):
-                if not 0 <= label < self.num_classes:
-                    raise DataError(
-                        f"{self.name}: {split.names[i]} of the {name} split has the label {label}, out of range: "
-                        f"with {self.num_classes} classes it must lie in 0..{self.num_classes - 1}"
-                    )
-        present = set(self.train.labels)
-        if len(present) < 2:
+            for i, labels in enumerate(split.labels):
+                for label in _each(labels):
+                    if not 0 <= label < self.num_classes:
+                        raise DataError(
+                            f"{self.name}: {split.names[i]} of the {name} split has the label {label}, out of range: "
+                            f"with {self.num_classes} classes it must lie in 0..{self.num_classes - 1}"
+                        )
+        present = {label for labels in self.train.labels for label in _each(labels)}
+        if self.multi_label and not present:
+            raise DataError(f"{self.name}: no training image has any class")
+        if len(present) < 2 and not self.multi_label:
             only = self.class_names[next(iter(present))]
             raise DataError(
                 f'{self.name}: all {len(self.train)} training images have one class, "{only}"; '
@@ -183,3 +249,39 @@ class ImageData:
         absent = [self.class_names[i] for i in range(self.num_classes) if i not in present]
         if absent:
             logger.warning("%s: no training image has the class %s", self.name, ", ".join(absent[:5]))
+
+
+def image_data(listing: Listing) -> ImageData:
+    """The data set that a listing describes.
+
+    Raises:
+        DataError: the listing's first fault.
+    """
+    refuse(listing)
+    classes = len(listing.class_names) if listing.multi_label else None
+    splits = {name: split_of(items, classes) for name, items in listing.splits.items()}
+    return ImageData(listing.name, listing.class_names, **splits)
+
+
+def split_of(items: Sequence[Item], multi_label: int | None = None) -> Split:
+    """The images of a listing, from their files or from memory."""
+    pixels = bool(items) and isinstance(items[0].content, np.ndarray)
+    return Split(
+        records=[item.content for item in items],
+        labels=[item.label for item in items],
+        names=[item.name for item in items],
+        read=_picture if pixels else open_image,
+        multi_label=multi_label,
+    )
+
+
+def refuse(listing: Listing) -> None:
+    """Raise a listing's first fault as DataError; warn of what its notes say."""
+    if listing.faults:
+        raise DataError(listing.faults[0])
+    for note in listing.notes:
+        logger.warning("%s", note)
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,4 +1,4 @@
-"""CIFAR-100's Python files, read without running anything that a pickle may ask for."""
+"""CIFAR-100 as its authors distribute it for Python, read without running anything that a pickle may ask for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fewtune.data.split import ImageData, Split
+from fewtune.data.listing import Expected, Format, Item, Listing
 from fewtune.errors import DataError
 
 PIXELS = 3 * 32 * 32
@@ -40,14 +39,14 @@ def read_part(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            found = _ArraysOnly(file, encoding="latin1").load()
+            content = _ArraysOnly(file, encoding="latin1").load()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, ImportError, IndexError) as error:
         raise DataError(f"{path} is damaged or is no file of CIFAR-100 ({error})") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is no file of CIFAR-100: it holds a {type(found).__name__}, not a dict")
-    return found
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no file of CIFAR-100: it holds a {type(content).__name__}, not a dict")
+    return content
 
 
 def read_images(path: Path) -> tuple[np.ndarray, list[int], list[str]]:
@@ -73,15 +72,33 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def cifar_data(folder: Path) -> ImageData:
-    """CIFAR-100 as its authors distribute it for Python: the files train, test and meta."""
-    return ImageData("CIFAR-100", class_names(folder), _split(folder / "train"), test=_split(folder / "test"))
+def recognise(path: Path) -> bool:
+    """Whether the folder has the three files of the Python version."""
+    return all((path / name).is_file() for name in ("meta", "train", "test"))
 
 
-def _split(path: Path) -> Split:
-    images, labels, names = read_images(path)
-    return Split(records=list(images), labels=labels, names=names, read=_picture)
+def list_cifar(folder: Path, expected: Expected) -> Listing:
+    """The files train and test hold the pixels, meta the names of the fine classes."""
+    listing = Listing("CIFAR-100")
+    try:
+        listing.class_names = class_names(folder)
+    except DataError as error:
+        listing.faults.append(str(error))
+    classes = expected.classes or len(listing.class_names)
+    for split in ("train", "test"):
+        listing.splits[split] = []
+        try:
+            images, labels, names = read_images(folder / split)
+        except DataError as error:
+            listing.faults.append(str(error))
+            continue
+        listing.splits[split] = [Item(*entry) for entry in zip(names, images, labels, strict=True)]
+        listing.faults += [
+            f"{name} has the label {label}, off range 0..{classes - 1}"
+            for name, label in zip(names, labels, strict=True)
+            if not 0 <= label < classes
+        ]
+    return listing
 
 
-def _picture(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels))
+CIFAR = Format("cifar", "the files train, test and meta of the Python version", recognise, list_cifar)
