@@ -24,6 +24,8 @@ Whole = Literal["all", "none"]
 
 FORMAT = "fewtune-selection"
 VERSION = 1
+MUCH = 0.1
+"""A warning is given where more than this part of a backbone is of unknown role."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +165,11 @@ class Selection:
         frozen = [n for n in self.anatomy.named(Role.OTHER) if n not in self.whole]
         if frozen:
             lines.append(f"frozen, role unknown: {', '.join(frozen)} (set one with roles={{pattern: role}})")
+        if self.anatomy.unknown_share > MUCH:
+            lines.append(
+                f"warning: {100 * self.anatomy.unknown_share:.0f} % of the backbone is of unknown role, so that no "
+                "connection of it is selected: its layers are of a kind that fewtune does not know"
+            )
         share = 100 * (self.trained - head) / backbone
         lines.append(
             f"trained: {self.trained:,}; without the head {self.trained - head:,} = {share:.3f} % of {backbone:,}"

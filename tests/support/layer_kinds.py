@@ -51,6 +51,49 @@ class Attention(nn.Module):
         return x + self.attention(x, memory, memory, need_weights=False)[0]
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer, read at its last step."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
+class Cell(nn.Module):
+    """A recurrent cell, run twice."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x, self.cell(x))
+
+
+class Experts(nn.Module):
+    """Experts of transformers, all their weights in a stack, each token sent to two of three."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        from transformers import GptOssConfig, MixtralConfig
+        from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        sizes = {"hidden_size": 6, "intermediate_size": 5, "num_local_experts": 3, "experts_implementation": "eager"}
+        self.experts = GptOssExperts(GptOssConfig(**sizes)) if transposed else MixtralExperts(MixtralConfig(**sizes))
+        for p in self.experts.parameters():
+            nn.init.normal_(p, std=0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        index = torch.arange(2 * len(tokens)).view(-1, 2) % 3
+        weights = torch.full(index.shape, 0.5, dtype=x.dtype, device=x.device)
+        return x + self.experts(tokens, index.to(x.device), weights).view(x.shape)
+
+
 class Functional(nn.Module):
     """Uses its layer's weight without calling the layer, as several vision transformers do."""
 
@@ -183,6 +226,12 @@ KINDS: dict[str, LayerKind] = {
     "attention, packed": LayerKind(lambda: Attention(True), 8, (4, 8), True),
     "attention, separate": LayerKind(lambda: Attention(False), 8, (4, 8), True),
     "Conv1D of transformers": LayerKind(_conv1d_of_transformers, 6, (3, 5), True),
+    "LSTM": LayerKind(lambda: Recurrent(nn.LSTM(5, 6, 2, batch_first=True)), 6, (3, 5), True),
+    "LSTM, projected": LayerKind(lambda: Recurrent(nn.LSTM(5, 7, proj_size=6, batch_first=True)), 6, (3, 5), True),
+    "GRU, both ways": LayerKind(lambda: Recurrent(nn.GRU(5, 3, bidirectional=True, batch_first=True)), 6, (3, 5), True),
+    "GRU cell": LayerKind(lambda: Cell(nn.GRUCell(6, 6)), 6, (6,)),
+    "experts": LayerKind(lambda: Experts(False), 6, (4, 6), True),
+    "experts, transposed": LayerKind(lambda: Experts(True), 6, (4, 6), True),
     "bilinear": LayerKind(Pair, 6, (5,), half=False),
     "weight norm": LayerKind(_normed(nn.utils.parametrizations.weight_norm), 6, (5,)),
     "weight norm by hook": LayerKind(_normed(nn.utils.weight_norm), 6, (5,)),

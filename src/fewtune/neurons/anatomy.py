@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fewtune.errors import FewtuneError, ModelError, SelectionError
-from fewtune.neurons.roles import Role, behaves_like_norm, listed_role, qualified
+from fewtune.neurons.roles import EXPERT_WEIGHTS, Role, behaves_like_norm, is_experts, listed_role, qualified
 from fewtune.neurons.views import View, sizes
 
 
@@ -63,6 +63,12 @@ class Anatomy:
     def connections(self) -> int:
         """Number of connections of all neurons."""
         return sum(prod(view.shape) for view in self.views.values())
+
+    @cached_property
+    def unknown_share(self) -> float:
+        """The part of the backbone's parameters that is of unknown role, and so frozen."""
+        unknown = sum(prod(self.shapes[name]) for name in self.named(Role.OTHER))
+        return unknown / max(1, self.backbone_parameters)
 
     def named(self, role: Role) -> tuple[str, ...]:
         """The parameters of one role, in the model's order."""
@@ -136,8 +142,19 @@ def _weight_views(module: nn.Module) -> Iterator[tuple[str, View]]:
         case nn.MultiheadAttention():
             for attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 yield from view(attribute)
+        case nn.RNNBase():  # the gates' neurons, one below the other: weight_ih_l0, weight_hh_l0, …
+            for attribute in module._flat_weights_names:
+                if getattr(module, attribute).ndim == 2:
+                    yield from view(attribute)
+        case nn.RNNCellBase():
+            for attribute in ("weight_ih", "weight_hh"):
+                yield from view(attribute)
         case _ if any(qualified(c) == "transformers.pytorch_utils.Conv1D" for c in type(module).__mro__):
             yield from view("weight", "columns")
+        case _ if is_experts(module):
+            for attribute in EXPERT_WEIGHTS:
+                if attribute in module._parameters:
+                    yield from view(attribute, "experts transposed" if module.is_transposed else "experts")
 
 
 def _shape(module: nn.Module, attribute: str) -> tuple[int, ...] | None:

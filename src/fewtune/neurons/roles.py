@@ -147,6 +147,8 @@ ROLES: dict[str, dict[str, Role]] = {
     _TIMM + "xcit.XCA": {"temperature": _N},
     _TIMM + "xcit.XCABlock": {ANY: _S},
     _TIMM + "xcit.Xcit": {ANY: _E},
+    "torch.nn.modules.rnn.RNNBase": {ANY: _B},
+    "torch.nn.modules.rnn.RNNCellBase": {ANY: _B},
     # transformers
     "transformers.pytorch_utils.Conv1D": {"bias": _B},
     _HF + "aimv2.modeling_aimv2.Aimv2AttentionPoolingHead": {"cls_token": _E},
@@ -252,8 +254,20 @@ def qualified(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+EXPERT_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
+"""Weights of all experts of a layer, stacked, as transformers keeps them; their biases are called ``…_bias``."""
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds experts as transformers' ``use_experts_implementation`` makes its classes hold them."""
+    marked = {"has_gate", "has_bias", "is_transposed"} <= vars(module).keys()
+    return marked and type(module).__module__.startswith("transformers.")
+
+
 def listed_role(module: nn.Module, attribute: str) -> Role | None:
     """The table's role of ``module.attribute``, the most derived class first; None where it lists none."""
+    if is_experts(module) and attribute in {f"{weight}_bias" for weight in EXPERT_WEIGHTS}:
+        return Role.BIAS
     for cls in type(module).__mro__:
         entry = ROLES.get(qualified(cls), {})
         role = entry.get(attribute, entry.get(ANY))

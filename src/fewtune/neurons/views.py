@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Kind = Literal["rows", "columns", "transposed"]
+Kind = Literal["rows", "columns", "transposed", "experts", "experts transposed"]
 
 
+LEAST: dict[Kind, int] = {"rows": 1, "columns": 2, "transposed": 2, "experts": 3, "experts transposed": 3}
+"""The fewest dimensions of a weight of each kind."""
 LARGEST = 2**48
 """Largest number in a file that is taken for a size."""
 
@@ -36,6 +38,8 @@ class View:
       fan_in = in / groups * prod(kernel); the packed projection of attention [3 * dim, dim].
     * ``columns``: dimension 1 holds the neurons, as in transformers' ``Conv1D`` [in, out].
     * ``transposed``: transposed convolutions [in, out / groups, *kernel]; with one group the same as ``columns``.
+    * ``experts``, ``experts transposed``: a stack of matrices [experts, out, in] or [experts, in, out]; every expert
+      has neurons of its own.
     """
 
     shape: tuple[int, ...]
@@ -50,9 +54,10 @@ class View:
             TypeError, ValueError: there is no such view.
         """
         shape, kind, (groups,) = sizes(data[0]), data[1], sizes(data[2:])
-        least = {"rows": 1, "columns": 2, "transposed": 2}
-        if kind not in get_args(Kind) or len(shape) < least[kind] or not groups:
+        if kind not in get_args(Kind) or len(shape) < LEAST[kind] or not groups:
             raise ValueError(f"no view of a weight is {data}")
+        if kind.startswith("experts") and (len(shape) > 3 or groups != 1):
+            raise ValueError(f"no stack of matrices is {data}")
         if kind == "transposed" and shape[0] % groups:
             raise ValueError(f"{shape[0]} inputs do not make {groups} groups")
         return cls(shape, kind, groups)
@@ -66,6 +71,10 @@ class View:
                 return self.shape[1]
             case "transposed":
                 return self.shape[1] * self.groups
+            case "experts":
+                return self.shape[0] * self.shape[1]
+            case "experts transposed":
+                return self.shape[0] * self.shape[2]
 
     @property
     def fan_in(self) -> int:
@@ -73,21 +82,21 @@ class View:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The stored weight, or anything of its shape, as [neurons, fan_in]; a view of it where strides allow."""
-        if self.kind == "rows":
+        if self.kind in ("rows", "experts"):
             return weight.reshape(self.neurons, self.fan_in)
         groups, inputs, outputs, kernel = self._grouped
         return weight.reshape(groups, inputs, outputs, *kernel).transpose(1, 2).reshape(self.neurons, self.fan_in)
 
     def stored(self, matrix: Tensor) -> Tensor:
         """The inverse of `matrix`: [neurons, fan_in] in the stored shape."""
-        if self.kind == "rows":
+        if self.kind in ("rows", "experts"):
             return matrix.reshape(self.shape)
         groups, inputs, outputs, kernel = self._grouped
         return matrix.reshape(groups, outputs, inputs, *kernel).transpose(1, 2).reshape(self.shape)
 
     def stored_index(self, flat: Tensor) -> Tensor:
         """Indices into the flattened matrix [neurons, fan_in] as indices into the flattened stored weight."""
-        if self.kind == "rows":
+        if self.kind in ("rows", "experts"):
             return flat
         neuron, connection = flat // self.fan_in, flat % self.fan_in
         _, inputs, outputs, kernel = self._grouped
@@ -98,7 +107,9 @@ class View:
 
     @property
     def _grouped(self) -> tuple[int, int, int, tuple[int, ...]]:
-        """Of a weight whose dimension 1 holds neurons: groups, inputs and outputs of a group, the kernel."""
+        """Of a weight in which neurons do not come first: groups, inputs and outputs of a group, the kernel."""
+        if self.kind == "experts transposed":
+            return self.shape[0], self.shape[1], self.shape[2], self.shape[3:]
         groups = self.groups if self.kind == "transposed" else 1
         return groups, self.shape[0] // groups, self.shape[1], self.shape[2:]
 

@@ -205,6 +205,18 @@ def _never_training() -> property:
     return property(lambda self: False, set_)
 
 
+def _flat_weights() -> property:
+    """In place of the list in which recurrent layers keep their weights: they are read from the attributes instead."""
+
+    def get(self: Any) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    def set_(self: Any, weights: list[Tensor | None]) -> None:
+        self.__dict__["_flat_weights"] = weights  # for `restore`
+
+    return property(get, set_)
+
+
 @cache
 def _subclass(base: type[nn.Module], kinds: Kinds) -> type[nn.Module]:
     body: dict[str, Any] = {
@@ -214,6 +226,8 @@ def _subclass(base: type[nn.Module], kinds: Kinds) -> type[nn.Module]:
     forward = fast_forward(base) if ("weight", SELECTED) in kinds else None
     if forward is not None:
         body["forward"] = forward
+    if issubclass(base, nn.RNNBase):
+        body["_flat_weights"] = _flat_weights()
     body["__module__"] = __name__
     return type(f"Tuned{base.__name__}", (Tuned, base), body)
 
