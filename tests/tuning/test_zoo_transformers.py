@@ -78,6 +78,29 @@ UNUSED_IN_SAM = {
     "mask_decoder.iou_prediction_head.*": "judges the masks and does not change them",
 }
 
+
+def mixture(architecture: type[nn.Module], configuration: type, *unknown: str, **options: Any) -> Member:
+    """A tiny mixture of experts; ``unknown``: ends of names of small bare parameters that stay frozen."""
+    return member(
+        architecture,
+        configuration,
+        inputs=tokens,
+        scores=by(logits),
+        unknown={f"*{end}": "the router and the sinks are bare parameters, frozen" for end in unknown},
+        vocab_size=30,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        intermediate_size=16,
+        num_local_experts=2,
+        num_experts_per_tok=2,
+        experts_implementation="eager",  # the others know no float64
+        pad_token_id=0,
+        **options,
+    )
+
+
 ZOO: dict[str, Member] = {
     "ViT": member(transformers.ViTForImageClassification, transformers.ViTConfig, **TRANSFORMER),
     "DeiT": member(transformers.DeiTForImageClassification, transformers.DeiTConfig, **TRANSFORMER),
@@ -182,6 +205,10 @@ ZOO: dict[str, Member] = {
         n_layer=2,
         n_head=3,
         pad_token_id=0,
+    ),
+    "Mixtral": mixture(transformers.MixtralForSequenceClassification, transformers.MixtralConfig, "gate.weight"),
+    "GPT-OSS": mixture(
+        transformers.GptOssForSequenceClassification, transformers.GptOssConfig, "router.*", "sinks", head_dim=8
     ),
 }
 
