@@ -4,21 +4,11 @@ The only room that knows layer kinds. A neuron is one output channel, a connecti
 told by the class of the module that owns a parameter, never by the name of a parameter in a particular network.
 """
 
-from fewtune.neurons.anatomy import (
-    ASK_MODEL,
-    Anatomy,
-    AskModel,
-    HeadSpec,
-    Owner,
-    describe,
-    find_head,
-    has_running_statistics,
-    nearest,
-    owners,
-    require_floating,
-)
+from fewtune.neurons.anatomy import Anatomy, Owner, describe, owners, require_floating
+from fewtune.neurons.layers import ASK_MODEL, AskModel, HeadSpec, find_head, has_running_statistics, nearest
+from fewtune.neurons.places import Places
 from fewtune.neurons.roles import Role
-from fewtune.neurons.views import LARGEST, Places, View, sizes
+from fewtune.neurons.views import LARGEST, View, sizes
 
 __all__ = [
     "ASK_MODEL",
