@@ -6,18 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 from fewtune.errors import DataError
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the ends of its bootstrap interval (percentiles)."""
+    """A value and the ends of its interval: Wilson's of a proportion, by bootstrap (percentiles) of other means."""
 
     value: float
     low: float
     high: float
     level: float = 0.95
+
+
+def wilson(hits: np.ndarray, *, level: float = 0.95) -> Interval:
+    """A single proportion, the mean of `hits` [N] (0/1), and Wilson's score interval of it (1927).
+
+    Of n right among n it is not [1, 1], as a bootstrap's would be.
+    """
+    if len(hits) == 0:
+        raise DataError("there are no predictions to measure")
+    right = int(np.count_nonzero(hits))
+    found = binomtest(right, len(hits)).proportion_ci(level, method="wilson")
+    return Interval(right / len(hits), float(found.low), float(found.high), level)
 
 
 def bootstrap(values: np.ndarray, *, samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:

@@ -8,7 +8,7 @@ import torch
 
 from fewtune.classification.metrics import report
 from fewtune.errors import DataError
-from fewtune.metrics import bootstrap, paired_bootstrap
+from fewtune.metrics import bootstrap, paired_bootstrap, wilson
 
 
 def test_report_of_a_small_hand_made_case() -> None:
@@ -60,6 +60,20 @@ def test_paired_bootstrap_is_narrower_than_unpaired_and_has_the_right_sign() -> 
     assert found.high - found.low < unpaired / 2
     same = paired_bootstrap(worse, worse)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_interval_of_an_accuracy_is_wilsons() -> None:
+    """By its formula; of n right among n it does not say that all others would be right too."""
+    n, p, z = 40, 0.7, 1.959963984540054
+    middle, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2) / (1 + z**2 / n)
+    found = wilson(np.arange(n) < n * p)
+    assert (found.value, found.low, found.high) == pytest.approx((p, middle - half, middle + half))
+    labels = torch.arange(20) % 2
+    sure = report(torch.eye(2)[labels], labels, ("a", "b")).accuracy
+    assert (sure.value, sure.high) == (1, 1)
+    assert sure.low == pytest.approx(1 / (1 + z**2 / 20))
+    with pytest.raises(DataError, match="no predictions"):
+        wilson(np.array([]))
 
 
 def test_what_cannot_be_measured() -> None:

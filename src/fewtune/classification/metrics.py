@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import (
 )
 
 from fewtune.errors import DataError
-from fewtune.metrics import Interval, bootstrap
+from fewtune.metrics import Interval, wilson
 
 CALIBRATION_BINS = 15
 
@@ -45,6 +45,7 @@ class Report:
 def report(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Report:
     """All measures of `probabilities` [N, C] against `labels` [N].
 
+    The accuracy's interval is Wilson's.
     Balanced accuracy is the mean recall over the classes that occur among the labels. The calibration error is
     the expected one over 15 equal bins (Guo et al. 2017). Precision of a class that is never predicted, and
     recall of one that never occurs, are 0.
@@ -62,7 +63,7 @@ def report(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...]) 
     )
     return Report(
         images=len(labels),
-        accuracy=bootstrap((predicted == labels).numpy()),
+        accuracy=wilson((predicted == labels).numpy()),
         balanced_accuracy=float(recall[support > 0].mean()),
         calibration_error=float(calibration),
         class_names=class_names,

@@ -24,7 +24,7 @@ from fewtune.data.load import class_split
 from fewtune.data.split import Split
 from fewtune.data.transforms import eval_transform
 from fewtune.errors import ConfigError, DataError
-from fewtune.metrics import bootstrap
+from fewtune.metrics import wilson
 from fewtune.models import Backbone
 from fewtune.training.loaders import image_loader, pick_device
 
@@ -81,13 +81,13 @@ def labelled(folder: Path, root: Path, class_names: Sequence[str], what: str) ->
 
 
 def score_classes(scorer: Scorer, folder: Path, what: str) -> dict[str, Any]:
-    """ImageNet-A or -R: accuracy among the outputs of the set's own classes (with its bootstrap interval), and
+    """ImageNet-A or -R: accuracy among the outputs of the set's own classes (with Wilson's interval), and
     accuracy among all outputs."""
     split, outputs = labelled(folder, folder, scorer.class_names, what)
     found, labels = scorer.predict(split, what)
     among = torch.tensor(outputs)
     hits = among[found[:, among].argmax(1)] == labels
-    interval = bootstrap(hits.numpy())
+    interval = wilson(hits.numpy())
     return {
         "images": len(labels),
         "classes": len(outputs),
