@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+
+from images import class_folders
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,11 +37,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_shell(tmp_path: Path) -> None:
     (script,) = blocks("sh")
-    for kind, colour in (("daisy", "white"), ("rose", "red")):
-        for i in range(12):
-            path = tmp_path / "photos" / kind / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (24, 20), colour).save(path)
+    class_folders(tmp_path / "photos", {"rose": 12, "daisy": 12})
     pip, *commands = script.strip().splitlines()
     assert pip == "pip install 'fewtune[train]'"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

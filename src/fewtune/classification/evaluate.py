@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,11 @@ from fewtune.classification.loaded import load_classifier
 from fewtune.classification.metrics import Report, report
 from fewtune.classification.predict import prediction_rows, probabilities
 from fewtune.data import ImageData, Split, load_data
+from fewtune.data.load import limited
 from fewtune.errors import DataError, Progress
 from fewtune.metrics import paired_bootstrap, percent
 from fewtune.training.loaders import image_loader, pick_device
+from fewtune.training.seen import chosen
 from fewtune.training.task import Comparison, Rows, columns
 
 COLUMNS = {"file", "label", "prediction"}
@@ -26,25 +28,38 @@ COLUMNS = {"file", "label", "prediction"}
 class Evaluation:
     """The measures, and one row of probabilities for every image."""
 
-    report: Report
+    report: Report | None
+    """Of images that the task has not seen; None where there are none."""
     rows: Rows
+    training: Report | None = None
+    """Of images that were trained on or chose the epoch, where they were asked for."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """How the images were chosen."""
 
     def to_json(self) -> dict[str, Any]:
-        """The measures."""
-        return self.report.to_json()
+        """The measures; those of training images apart, and how the images were chosen where that needs a word."""
+        return {
+            **(self.report.to_json() if self.report else {}),
+            **({"training_images": self.training.to_json()} if self.training else {}),
+            **({"data": self.told} if self.told else {}),
+        }
 
     def tables(self) -> list[Rows]:
-        """The measures of all images, then those of every class."""
-        found = self.report
+        """The measures of all images, then those of every class; then the same of training images."""
+        titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
+        return [table for found, title in titled if found for table in self._tables(found, title)]
+
+    @staticmethod
+    def _tables(found: Report, title: str) -> list[Rows]:
         whole = {
             "images": str(found.images),
-            "accuracy, 95 % interval": f"{percent(asdict(found.accuracy))} %",
+            "accuracy, 95 % interval (Wilson)": f"{percent(asdict(found.accuracy))} %",
             "balanced accuracy": f"{100 * found.balanced_accuracy:.1f} %",
             "expected calibration error": f"{100 * found.calibration_error:.1f} %",
         }
         classes = zip(found.class_names, found.support, found.precision, found.recall, found.confusion, strict=True)
         return [
-            [{"result": key, "": value} for key, value in whole.items()],
+            [{title: key, "": value} for key, value in whole.items()],
             [
                 {"class": name, "images": str(n), "precision": f"{p:.3f}", "recall": f"{r:.3f}",
                  "predicted as each class": " ".join(map(str, row))}
@@ -62,6 +77,7 @@ def evaluate(
     workers: int = 0,
     accelerator: str = "auto",
     progress: Progress | None = None,
+    include_training: bool = False,
     **data_options: Any,
 ) -> Evaluation:
     """Accuracy and its kin of a task file on labelled images (see `fewtune.classification.metrics.report`).
@@ -69,40 +85,52 @@ def evaluate(
     Args:
         data: as in `fewtune.data.load_data`, with its options in `data_options`.
         delta: the task file; it names its backbone, its transform and its classes.
-        split: which images. A data set that is one undivided folder counts as "test" whole.
+        split: which images. A data set that is one undivided folder is split as it was for training; other data
+            counts as "test" whole (see `fewtune.training.seen.chosen`).
+        include_training: score images that were trained on or chose the epoch too, and report them apart.
 
     Raises:
-        DataError: the data has no such split, or classes that the task file does not know.
+        DataError: the data has no such split, or classes that the task file does not know; or all its images were
+            trained on.
     """
     task = load_classifier(delta, progress)
-    images = load_data(data, progress=progress, **{"val_fraction": 0.0, **data_options})
-    chosen = _by_task_labels(_chosen(images, split), images.class_names, task.class_names, delta)
-    device = pick_device(accelerator)
-    loader = image_loader(chosen.with_transform(task.transform), batch_size, workers=workers)
-    found, labels = probabilities(task.backbone.model, loader, device, "evaluate")
-    rows = prediction_rows(chosen.names, found, task.class_names, chosen.labels)
-    return Evaluation(report(found, labels, task.class_names), rows)
+
+    def load(spec: str, **options: Any) -> ImageData:
+        return _by_task_labels(load_data(spec, **options), task.class_names, delta)
+
+    found = chosen(
+        load, data, split, task.delta.metadata, lambda images, limit: limited(data, images, limit),
+        include_training=include_training, progress=progress, **data_options,
+    )  # fmt: skip
+    device, rows = pick_device(accelerator), []
+    reports: list[Report | None] = []
+    for images, own in ((found.fresh, {"trained_on": 0}), (found.trained, {"trained_on": 1})):
+        if images is None:
+            reports.append(None)
+            continue
+        loader = image_loader(images.with_transform(task.transform), batch_size, workers=workers)
+        scores, labels = probabilities(task.backbone.model, loader, device, "evaluate")
+        reports.append(report(scores, labels, task.class_names))
+        told = prediction_rows(images.names, scores, task.class_names, images.labels)
+        rows += [{**row, **own} for row in told] if include_training else told
+    return Evaluation(reports[0], rows, reports[1], found.told)
 
 
-def _chosen(images: ImageData, split: str) -> Split:
-    undivided = images.val is None and images.test is None
-    if split in images.splits:
-        return images.splits[split]
-    if undivided and split in ("test", "all"):
-        return images.train
-    raise DataError(f"{images.name} has no {split} split; it has {', '.join(images.splits)}")
-
-
-def _by_task_labels(split: Split, class_names: tuple[str, ...], known: tuple[str, ...], delta: str | Path) -> Split:
-    """The split with the task file's class numbers, matched by class name."""
-    unknown = [name for name in class_names if name not in known]
+def _by_task_labels(data: ImageData, known: tuple[str, ...], delta: str | Path) -> ImageData:
+    """The data with the task file's class numbers, matched by class name."""
+    unknown = [name for name in data.class_names if name not in known]
     if unknown:
         raise DataError(
-            f"the data has {len(class_names)} classes and {delta} knows {len(known)}; it does not know "
+            f"the data has {len(data.class_names)} classes and {delta} knows {len(known)}; it does not know "
             f"{', '.join(unknown[:5])}"
         )
-    numbers = [known.index(name) for name in class_names]
-    return replace(split, labels=[numbers[label] for label in split.labels])
+    numbers = [known.index(name) for name in data.class_names]
+
+    def renumbered(split: Split) -> Split:
+        return replace(split, labels=[numbers[label] for label in split.labels])
+
+    parts: dict[str, Any] = {name: renumbered(split) for name, split in data.splits.items()}
+    return replace(data, **parts)
 
 
 def read_hits(path: str | Path) -> dict[str, float]:

@@ -121,14 +121,14 @@ def prepare(recipe: Recipe) -> ImageWork:
     # A damaged image ends a long run at its first epoch; of a large set that is found by `fewtune data check`.
     data.check(decode=sum(map(len, data.splits.values())) <= DECODED_FIRST)
     log.info("%s", data.summary())
-    backbone = fresh_backbone(recipe, data)
+    backbone, listed = fresh_backbone(recipe, data), data
     if recipe.cache:
         size, how = backbone.image_size, backbone.interpolation
         kept: dict[str, Any] = {
             name: split.cached(size, square=True, interpolation=how) for name, split in data.splits.items()
         }
         data = replace(data, **kept)
-    return ImageWork(recipe, data, backbone)
+    return ImageWork(recipe, data, backbone, listed=listed)
 
 
 def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:

@@ -14,7 +14,7 @@ from fewtune.errors import FewtuneError, MissingExtra
 
 LIBRARIES = {"typer": "train", "rich": "train", "pydantic": "train", "yaml": "train", "lightning": "train",
              "timm": "train", "torchvision": "train", "torchmetrics": "train", "sklearn": "train",
-             "PIL": "train", "matplotlib": "train", "jinja2": "train", "tensorboard": "train",
+             "PIL": "train", "imagehash": "train", "matplotlib": "train", "jinja2": "train", "tensorboard": "train",
              "transformers": "hf", "datasets": "hf",
              "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}  # fmt: skip
 

@@ -27,8 +27,13 @@ def evaluate(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two files of predictions on the same images.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the splits, where the data is split here.")] = 0,
-    test_fraction: Annotated[float | None, typer.Option(help="As when the task was trained.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits; left out, as the task file records.")] = None,
+    test_fraction: Annotated[
+        float | None, typer.Option(help="Part that is split off for the test; left out, as the task file records.")
+    ] = None,
+    include_training: Annotated[
+        bool, typer.Option("--include-training", help="Score images that were trained on too, and report them apart.")
+    ] = False,
     limit_test: Annotated[int | None, typer.Option(help="At most so many test images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Left out: 32, and 1 for masks.")] = None,
     workers: int = 0,
@@ -53,7 +58,7 @@ def evaluate(
     options: dict[str, Any] = {
         "split": split, "batch_size": batch_size, "workers": workers, "accelerator": accelerator,
         "progress": logging.getLogger("fewtune").info, "seed": seed, "test_fraction": test_fraction,
-        "limit_test": limit_test,
+        "limit_test": limit_test, "include_training": include_training,
     }  # fmt: skip
     if model is None and delta is not None:
         task = tasks.task_of(delta)

@@ -65,9 +65,9 @@ def load_data(
     if shots is not None:
         data = _few_shot(data, shots, seed)
     if limit_train is not None:
-        data = replace(data, train=_limited(data, data.train, limit_train, seed, "train"))
+        data = replace(data, train=limited(data.name, data.train, limit_train, seed, "train"))
     if limit_test is not None and data.test is not None:
-        data = replace(data, test=_limited(data, data.test, limit_test, 0, "test"))
+        data = replace(data, test=limited(data.name, data.test, limit_test, 0, "test"))
     if data.val is None and val_fraction:
         train, val = _split_off(data, val_fraction, seed)
         data = replace(data, train=train, val=val)
@@ -108,7 +108,7 @@ def load_masks(
     if limit_train is not None and limit_train < len(data.train):
         data = replace(data, train=data.train.subset(sorted(_drawn(len(data.train), limit_train, seed))))
     if limit_test is not None and data.test is not None:
-        data = replace(data, test=data.test.subset(_hash_order(data.test)[:limit_test]))
+        data = replace(data, test=limited_masks(data.test, limit_test))
     if data.val is None and val_fraction:
         away = _drawn(len(data.train), max(1, round(val_fraction * len(data.train))), seed)
         rest = _some(data, complement(np.asarray(away), len(data.train)))
@@ -238,15 +238,20 @@ def _few_shot(data: ImageData, shots: int, seed: int) -> ImageData:
     return replace(data, train=data.train.subset(kept), val=rest.subset(chosen))
 
 
-def _limited(data: ImageData, split: Split, limit: int, seed: int, name: str) -> Split:
-    """A stratified subset in which every class stays."""
+def limited(data: str, split: Split, limit: int, seed: int = 0, name: str = "test") -> Split:
+    """A stratified subset in which every class stays; `data` and `name` are what errors call the set and the split."""
     if limit >= len(split):
         return split
     strata = split.strata()
     classes = len(set(strata))
     if limit < classes:
-        raise DataError(f"{data.name}: limit_{name}={limit} is less than one image for each of {classes} classes")
+        raise DataError(f"{data}: limit_{name}={limit} is less than one image for each of {classes} classes")
     return split.subset(stratified(strata, limit, seed, at_least=1))
+
+
+def limited_masks(split: MaskSplit, limit: int) -> MaskSplit:
+    """The first images in the order of the SHA-256 of their stems."""
+    return split.subset(_hash_order(split)[:limit])
 
 
 def _hash_order(split: MaskSplit) -> list[int]:

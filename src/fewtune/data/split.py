@@ -61,6 +61,11 @@ class Split(Dataset):
         """The image as a PIL RGB image, not transformed."""
         return self.read(self.records[index])
 
+    def file(self, index: int) -> Path | None:
+        """The image's file; None where it lies in a table or an archive."""
+        record = self.records[index]
+        return Path(record) if isinstance(record, str | Path) else None
+
     def with_transform(self, transform: Callable[..., Any] | None) -> Self:
         """The same images under another transform."""
         return replace(self, transform=transform)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fewtune.data import MaskData, MaskSplit, load_masks
+from fewtune.data import MaskSplit, load_masks
+from fewtune.data.load import limited_masks
 from fewtune.errors import ConfigError, DataError, Progress
+from fewtune.methods import load_task_file
 from fewtune.metrics import Interval, paired_bootstrap, percent
 from fewtune.segmentation.loaded import load_tuned_segmenter
 from fewtune.segmentation.metrics import NAMES, THRESHOLD, TITLES, MaskReport, mask_report, measure
@@ -21,6 +23,7 @@ from fewtune.segmentation.models import Segmenter, load_segmenter
 from fewtune.segmentation.predict import probability_maps
 from fewtune.segmentation.sheet import Sample, draw_sheet
 from fewtune.training.loaders import pick_device
+from fewtune.training.seen import chosen
 from fewtune.training.task import Comparison, Rows, columns
 
 ROUNDED = 8
@@ -31,27 +34,37 @@ ROUNDED = 8
 class MaskEvaluation:
     """The mean measures, one row of measures for every image, and what scored them."""
 
-    report: MaskReport
+    report: MaskReport | None
+    """Of images that the task has not seen; None where there are none."""
     rows: list[dict[str, Any]]
     segmenter: Segmenter
     split: MaskSplit
+    training: MaskReport | None = None
+    """Of images that were trained on or chose the epoch, where they were asked for."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """How the images were chosen."""
 
     def to_json(self) -> dict[str, Any]:
-        """The mean measures with their intervals."""
-        return self.report.to_json()
+        """The mean measures with their intervals; those of training images apart, and how the images were chosen."""
+        return {
+            **(self.report.to_json() if self.report else {}),
+            **({"training_images": self.training.to_json()} if self.training else {}),
+            **({"data": self.told} if self.told else {}),
+        }
 
     def tables(self) -> list[Rows]:
-        """The mean measures."""
-        found = self.to_json()
-        images = f"{found.pop('images')} images"
-        return [_intervals(found, images)]
+        """The mean measures, then those of training images."""
+        titled = [(self.report, "images"), (self.training, "images that were trained on")]
+        values = [(report.to_json(), title) for report, title in titled if report]
+        return [_intervals(found, f"{found.pop('images')} {title}") for found, title in values]
 
     def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
         """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
         from fewtune.data.masks import save_png
 
         rows = sorted(self.rows, key=lambda row: row["dice"])[:count]
-        caption = f"the worst {len(rows)} of {len(self.rows)} images; mean Dice {self.report.dice.value:.3f}"
+        mean = sum(row["dice"] for row in self.rows) / len(self.rows)
+        caption = f"the worst {len(rows)} of {len(self.rows)} images; mean Dice {mean:.3f}"
         save_png(draw_worst(self.segmenter, self.split, rows, caption, accelerator), path)
 
 
@@ -67,6 +80,7 @@ def evaluate(
     progress: Progress | None = None,
     image_size: int | None = None,
     architecture: str | None = None,
+    include_training: bool = False,
     **data_options: Any,
 ) -> MaskEvaluation:
     """The six measures of `fewtune.segmentation.metrics`, per image, then their means with bootstrap intervals.
@@ -75,7 +89,9 @@ def evaluate(
         data: as in `load_masks`, with its options in `data_options`.
         delta: the task file; or
         model: an untouched pretrained segmenter, as in `load_segmenter`, at `image_size`.
-        split: which images. A data set without a test and a validation split counts as "test" whole.
+        split: which images. A data set without a test and a validation split is split as it was for training; other
+            data counts as "test" whole (see `fewtune.training.seen.chosen`).
+        include_training: score images that were trained on or chose the epoch too, and report them apart.
 
     Raises:
         ConfigError: neither or both of delta and model.
@@ -83,14 +99,28 @@ def evaluate(
     """
     if (delta is None) == (model is None):
         raise ConfigError("give a task file (--delta), or a pretrained segmenter (--model) to score as it is")
-    chosen = _chosen(load_masks(data, **{"val_fraction": 0.0, **data_options}), split)
+    metadata = load_task_file(delta).metadata if delta is not None else {}
+    found = chosen(
+        load_masks, data, split, metadata, limited_masks, include_training=include_training, progress=progress,
+        **data_options,
+    )  # fmt: skip
     if delta is not None:
         segmenter = load_tuned_segmenter(delta, progress).segmenter
     else:
         segmenter = load_segmenter(model or "", image_size=image_size, architecture=architecture, progress=progress)
     device = pick_device(accelerator)
-    report, rows = score_masks(segmenter, chosen, device, batch_size=batch_size, workers=workers)
-    return MaskEvaluation(report, rows, segmenter, chosen)
+    scored = {
+        name: score_masks(segmenter, images, device, batch_size=batch_size, workers=workers)
+        for name, images in (("fresh", found.fresh), ("trained", found.trained))
+        if images is not None
+    }
+    fresh, trained = scored.get("fresh"), scored.get("trained")
+    rows = (fresh or trained or (None, []))[1]
+    images = found.fresh or found.trained
+    assert images is not None
+    return MaskEvaluation(
+        fresh[0] if fresh else None, rows, segmenter, images, trained[0] if trained else None, found.told
+    )
 
 
 def score_masks(
@@ -161,11 +191,3 @@ def read_measures(path: str | Path) -> dict[str, dict[str, float]]:
 def recognises(path: Path) -> bool:
     """Whether a CSV file has the columns of scored masks."""
     return {"file", *NAMES} <= set(columns(path))
-
-
-def _chosen(data: MaskData, split: str) -> MaskSplit:
-    if split in data.splits:
-        return data.splits[split]
-    if data.val is None and data.test is None and split in ("test", "all"):
-        return data.train
-    raise DataError(f"{data.name} has no {split} split; it has {', '.join(data.splits)}")

@@ -75,6 +75,8 @@ def fit(
         return Result(folder, read_json(folder.metrics))
     seed_all(recipe.seed)
     work = prepare(recipe)
+    if work.data.test is None and main:
+        log.info("no images are set aside for a test; test_fraction=0.2 keeps a fifth of them to score the task on")
     check = METHODS[recipe.method].check
     if check is not None and not begun:
         check(Share(work, torch.device("cpu")))  # refused here, if it is, before the folder is begun

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from fewtune.config import Recipe
 from fewtune.methods.base import Tuner
 from fewtune.objectives import Objective
+from fewtune.training.seen import Listed, record
 
 if TYPE_CHECKING:
     from fewtune.training.learner import Learner
@@ -21,7 +22,7 @@ DECODED_FIRST = 20_000
 """A set of at most so many images is decoded once before anything else is done."""
 
 
-class Images(Sized, Protocol):
+class Images(Listed, Protocol):
     """A split: (image, label or mask) by number."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]: ...
@@ -70,6 +71,8 @@ class Work(ABC):
     data: Splits
     backbone: Described
     """A fresh model."""
+    listed: Splits | None = field(default=None, kw_only=True)
+    """The data as it lies on disk, where `data` is kept in memory in another size."""
 
     learner_class: ClassVar[type[Learner]]
 
@@ -133,6 +136,7 @@ class Work(ABC):
             "method": self.recipe.method,
             "data": self.recipe.data,
             "recipe": self.recipe.model_dump(mode="json"),
+            "seen": record(((self.listed or self.data).train, (self.listed or self.data).val)),
             **more,
         }
 
