@@ -54,8 +54,8 @@ def info(key: Key, as_json: AsJson = False) -> None:
 
 @app.command("check")
 def check(
-    key: Key,
-    root: Root,
+    key: Annotated[str, typer.Argument(help="A data set's key, or a folder or CSV file of your own.")],
+    root: Annotated[Path | None, typer.Option("--data", help="Of a key: the folder that holds its folder.")] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Open so many images of each split, not all.")] = None,
     duplicates: Annotated[bool, typer.Option(help="Look for test images among the training images.")] = True,
     counts: Annotated[
@@ -64,14 +64,22 @@ def check(
     classes: Annotated[int | None, typer.Option(min=1, help="Expect so many classes, likewise.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare files, labels and counts with what was published; exit status 2 where anything is wrong."""
+    """Compare files, labels and counts with what was published, or check a folder; exit status 2 on faults."""
     from fewtune.cli.output import print_json
     from fewtune.data.catalog import declaration
-    from fewtune.data.check import check as run
+    from fewtune.data.check import check as check_published
+    from fewtune.data.check import check_path
 
-    data_set = declaration(key).part(classes, _counts(counts) if counts else None)
+    title = key
     with _progress() as told:
-        found = run(data_set, root, sample=sample, duplicates=duplicates, progress=told)
+        if root is None and Path(key).expanduser().exists():
+            found = check_path(key, sample=sample, duplicates=duplicates, progress=told)
+        else:
+            data_set = declaration(key).part(classes, _counts(counts) if counts else None)
+            if root is None:
+                raise typer.BadParameter(f"--data ROOT says in which folder {data_set.folders[0]}/ lies")
+            title = data_set.title
+            found = check_published(data_set, root, sample=sample, duplicates=duplicates, progress=told)
     if as_json:
         print_json(
             {"key": key, "folder": str(found.folder), "counts": found.counts, "classes": found.classes,
@@ -82,7 +90,7 @@ def check(
             print(fault)
         sizes = ", ".join(f"{number:,} {split}" for split, number in found.counts.items())
         verdict = "is whole" if not found.faults else f"has {len(found.faults):,} faults"
-        print(f"{data_set.title} {verdict}: {sizes}; {found.classes:,} classes; {found.opened:,} images opened")
+        print(f"{title} {verdict}: {sizes}; {found.classes:,} classes; {found.opened:,} images opened")
     if found.faults:
         raise typer.Exit(2)
 
