@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
@@ -212,11 +212,19 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """Check `values` and give the recipe; ConfigError names all mistakes at once."""
     kind = _recipe_class(values.get("method"))
     try:
-        return kind(**values)
+        return kind(**{key: _listed(kind, key, value) for key, value in values.items()})
     except ValidationError as error:
         mistakes = [_mistake(detail, kind) for detail in error.errors()]
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise ConfigError(f"{count} in the configuration: {'; '.join(mistakes)}") from None
+
+
+def _listed(kind: type[Recipe], key: str, value: Any) -> Any:
+    """A list where the key takes one and a single value, or several with commas, is given: search_k=1,5."""
+    field = kind.model_fields.get(key)
+    if field is None or get_origin(field.annotation) is not tuple or not isinstance(value, str | int | float):
+        return value
+    return [part.strip() for part in str(value).split(",") if part.strip()]
 
 
 def _recipe_class(method: object) -> type[Recipe]:

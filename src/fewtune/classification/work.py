@@ -15,10 +15,10 @@ from fewtune.classification.predict import prediction_rows, probabilities
 from fewtune.config import Recipe
 from fewtune.data import ImageData, Split, eval_transform, load_data, train_transform
 from fewtune.data.transforms import two_views
-from fewtune.errors import DataError
+from fewtune.errors import ConfigError, DataError
 from fewtune.files import write_csv
 from fewtune.methods import Tuner
-from fewtune.models import Backbone, load_backbone
+from fewtune.models import Backbone, check_name, load_backbone
 from fewtune.objectives import CrossEntropy, Objective, SupCon
 from fewtune.training.learner import Learner
 from fewtune.training.loaders import image_loader, pick_device
@@ -111,6 +111,7 @@ def data_of(recipe: Recipe) -> ImageData:
 
 def prepare(recipe: Recipe) -> ImageWork:
     """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    check_name(recipe.model)
     if recipe.ood:
         check_sets(recipe.ood, recipe.data)
     data = data_of(recipe)
@@ -143,6 +144,21 @@ def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
         seed=recipe.seed,
         progress=log.info,
     )
+    _refuse_cut_patches(backbone)
     if recipe.checkpoint_activations:
         recompute_activations(backbone.model, recipe.model)
     return backbone
+
+
+def _refuse_cut_patches(backbone: Backbone) -> None:
+    """ConfigError where the patches of a ViT do not cover its input: what lies beyond the last one is never seen."""
+    embedding = getattr(backbone.model, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", None)
+    if not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
+        return
+    size, cut = backbone.image_size, backbone.image_size % patch[0]
+    if cut:
+        raise ConfigError(
+            f"image_size={size} is no multiple of the model's patches of {patch[0]} px; take {size - cut} or "
+            f"{size - cut + patch[0]}"
+        )

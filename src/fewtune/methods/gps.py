@@ -6,6 +6,7 @@ loss on the training images (Eq. 1-2). The selected connections are trained thro
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -15,6 +16,8 @@ from fewtune.methods.base import Excluding, Method, Prepared, Run
 from fewtune.methods.criteria import CRITERIA, CriterionSettings, oracle_weights
 from fewtune.selection import Selection, select
 from fewtune.tuning import Tuner, attach
+
+log = logging.getLogger("fewtune")
 
 
 class Settings(CriterionSettings, Excluding):
@@ -60,6 +63,12 @@ def score(run: Run) -> Scores:
 
 def choose(settings: Settings, scores: Scores) -> Selection:
     """The selection that a recipe asks for."""
+    k = settings.per_neuron
+    if k is not None and k % 1 and settings.granularity == "neuron":
+        log.info(
+            "k=%g: %d connections of every neuron, and one more of the %.0f %% of the neurons whose next scores are "
+            "the largest", k, int(k), 100 * (k % 1),
+        )  # fmt: skip
     return select(
         scores,
         k=settings.per_neuron,

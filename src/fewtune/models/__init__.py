@@ -12,7 +12,7 @@ from typing import Any
 from fewtune.errors import ConfigError, MissingExtra, ModelError
 from fewtune.models.backbone import Backbone, logits
 
-__all__ = ["Backbone", "backbone_from_description", "load_backbone", "logits"]
+__all__ = ["Backbone", "backbone_from_description", "check_name", "load_backbone", "logits"]
 
 PREFIXES = ("timm", "hf", "torchvision", "file", "demo")
 
@@ -77,6 +77,25 @@ def backbone_from_description(
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the description of the backbone is not complete: {error!r}") from error
     return replace(load_backbone(source, num_classes=num_classes, progress=progress, **arguments), **inputs)
+
+
+def check_name(source: str) -> None:
+    """Refuse, before anything is read, a name that no library knows. What lies on a hub or in a file is not looked at.
+
+    Raises:
+        ModelError: the name is unknown; the nearest are named.
+    """
+    kind, name = _parsed(source)
+    match kind:
+        case "timm":
+            from fewtune.models.timm import check_name as check
+        case "torchvision":
+            from fewtune.models.torchvision import check_name as check
+        case "demo":
+            from fewtune.models.demo import check_name as check
+        case _:
+            return
+    check(name)
 
 
 def _parsed(source: str) -> tuple[str, str]:

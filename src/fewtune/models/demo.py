@@ -47,6 +47,13 @@ class Demo:
     crop_pct: float
 
 
+def check_name(name: str) -> None:
+    """ModelError for a name that is none of `DEMOS`."""
+    if name not in DEMOS:
+        close = difflib.get_close_matches(name, DEMOS, n=1, cutoff=0.3) or list(DEMOS)
+        raise ModelError(f'no demo model is called "{name}"; did you mean demo:{close[0]}?')
+
+
 def load_demo(
     name: str,
     *,
@@ -58,9 +65,7 @@ def load_demo(
     progress: Progress | None = None,
 ) -> Backbone:
     """One of `DEMOS`, fetched and converted on first use."""
-    if name not in DEMOS:
-        close = difflib.get_close_matches(name, DEMOS, n=1, cutoff=0.3) or list(DEMOS)
-        raise ModelError(f'no demo model is called "{name}"; did you mean demo:{close[0]}?')
+    check_name(name)
     demo = DEMOS[name]
     size = image_size or demo.image_size
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path > 0 else {}

@@ -23,8 +23,7 @@ def load_timm(
     seed: int,
 ) -> Backbone:
     """`timm.create_model(name)` with its own normalisation; a fresh head where `num_classes` is given."""
-    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
-        raise ModelError(f'timm has no model "{name}"{nearest(name)}')
+    check_name(name)
     options: dict[str, Any] = {}
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -45,6 +44,12 @@ def load_timm(
         interpolation=config["interpolation"],
         crop_pct=float(config["crop_pct"]),
     )
+
+
+def check_name(name: str) -> None:
+    """ModelError for a name that timm does not know."""
+    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+        raise ModelError(f'timm has no model "{name}"{nearest(name)}')
 
 
 def timm_head(model: nn.Module) -> tuple[str, ...]:

@@ -20,6 +20,15 @@ from fewtune.models.backbone import (
 )
 
 
+def check_name(name: str) -> None:
+    """ModelError for a name that torchvision does not know."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ModelError(f'torchvision has no classification model "{name}"{hint}')
+
+
 def load_torchvision(
     name: str,
     *,
@@ -31,11 +40,7 @@ def load_torchvision(
 ) -> Backbone:
     """`torchvision.models.get_model(name)` with its default weights; its last Linear (or 1 x 1 convolution) is the
     head, replaced by one for `num_classes` where that is given."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ModelError(f'torchvision has no classification model "{name}"{hint}')
+    check_name(name)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     options: dict[str, Any] = {}
     if drop_path > 0:
