@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from fewtune.classification.loaded import load_classifier
 from fewtune.data import Split
-from fewtune.data.images import image_files
+from fewtune.data.images import image_files, readable, with_faults
 from fewtune.errors import Progress
 from fewtune.models import logits
 from fewtune.training.loaders import image_loader, pick_device
@@ -27,22 +27,28 @@ def predict(
     workers: int = 0,
     accelerator: str = "auto",
     progress: Progress | None = None,
+    strict: bool = True,
 ) -> list[dict[str, Any]]:
     """One row for every image: file, prediction, its probability, and each class's probability.
 
     Args:
         delta: the task file; its backbone, input size, normalisation and class names are read from it.
         images: image files, and folders that are searched for images.
+        strict: refuse all where one image cannot be read. Else its row says why in the column `error`, which is there
+            only then, and the others are predicted.
 
     Raises:
-        DataError: a path is missing or unreadable, or there is no image.
+        DataError: a path is missing, or unreadable (`strict`), or there is no image.
     """
-    files = image_files(images)
+    given = image_files(images)
+    files, faults = (given, {}) if strict else readable(given)
+    if not files:
+        return with_faults([], given, faults)
     task = load_classifier(delta, progress)
     split = Split(records=files, labels=[0] * len(files), names=[str(file) for file in files])
     loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
     found, _ = probabilities(task.backbone.model, loader, pick_device(accelerator), "predict")
-    return prediction_rows(split.names, found, task.class_names)
+    return with_faults(prediction_rows(split.names, found, task.class_names), given, faults)
 
 
 @torch.inference_mode()

@@ -22,9 +22,13 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Left out: 32, and 1 for masks.")] = None,
     workers: int = 0,
     accelerator: str = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Predict nothing where one image cannot be read.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON and not CSV.")] = False,
 ) -> None:
-    """Prediction and probabilities of every image, as CSV or JSON; of a segmentation task, masks as PNG."""
+    """Prediction and probabilities of every image, as CSV or JSON; of a segmentation task, masks as PNG.
+
+    The row of an image that cannot be read says why in the column `error`, and the exit status is 1.
+    """
     import json
     import logging
 
@@ -55,9 +59,15 @@ def predict(
         if not in_json:  # classes differ from task to task, which a table cannot hold
             rows = [{key: value for key, value in row.items() if key != "probabilities"} for row in rows]
     else:
-        rows = task.predict(delta, images, workers=workers, **options)
+        rows = task.predict(delta, images, workers=workers, strict=strict, **options)
     text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if in_json else csv_text(rows)
     if out is None or task.draws:
         print(text, end="")
     else:
         write_text(out, text)
+    faulty = [row for row in rows if row.get("error")]
+    if faulty:
+        logging.getLogger("fewtune").warning(
+            "%d of %d images could not be read: see the column error", len(faulty), len(rows)
+        )
+        raise typer.Exit(1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -125,6 +126,39 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return image
+
+
+def readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """The files that can be decoded to their end, and what is wrong with each of the others."""
+
+    def fault(file: Path) -> str | None:
+        try:
+            verify_image(file)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        faults = {file: text for file, text in zip(files, pool.map(fault, files), strict=True) if text is not None}
+    return [file for file in files if file not in faults], faults
+
+
+def with_faults(
+    rows: Sequence[dict[str, Any]], files: Sequence[Path], faults: Mapping[Path, str]
+) -> list[dict[str, Any]]:
+    """Rows of the readable ones among `files`, joined by those of the others, in the order of the files.
+
+    Where there are faults, each row has a column `error`, None where there is none."""
+    if not faults:
+        return list(rows)
+    predicted = iter(rows)
+    keys = [key for key in (rows[0] if rows else {}) if key != "file"]
+    return [
+        {"file": str(file), **dict.fromkeys(keys), "error": faults[file]}
+        if file in faults
+        else {**next(predicted), "error": None}
+        for file in files
+    ]
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:

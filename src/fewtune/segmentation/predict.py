@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fewtune.data.images import image_files, open_image
+from fewtune.data.images import image_files, open_image, readable, with_faults
 from fewtune.data.mask_transforms import Input
 from fewtune.data.masks import save_mask, save_png
 from fewtune.errors import DataError, Progress
@@ -74,6 +74,7 @@ def predict(
     workers: int = 0,
     accelerator: str = "auto",
     progress: Progress | None = None,
+    strict: bool = True,
 ) -> list[dict[str, Any]]:
     """Draw the mask of every image with nothing but a task file, and write it as PNG of the image's own size.
 
@@ -81,6 +82,8 @@ def predict(
         delta: the task file; its segmenter, input size and normalisation are read from it.
         images: image files, and folders that are searched for images.
         out: a folder; masks become NAME.png in it, overlays overlays/NAME.png. Made where it is not there.
+        strict: refuse all where one image cannot be read. Else its row says why in the column `error`, which is there
+            only then, and the others are predicted.
         overlays: also write each image with its object tinted and outlined.
 
     Returns:
@@ -89,7 +92,10 @@ def predict(
     Raises:
         DataError: a path is missing or unreadable, there is no image, or two images have one name.
     """
-    files = image_files(images)
+    given = image_files(images)
+    files, faults = (given, {}) if strict else readable(given)
+    if not files:
+        return with_faults([], given, faults)
     targets = _targets(files, Path(out))
     task = load_tuned_segmenter(delta, progress)
     (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
@@ -105,7 +111,7 @@ def predict(
             {"file": str(file), "mask": str(target), "width": mask.shape[1], "height": mask.shape[0],
              "painted": round(float(mask.mean()), 6), "probability": round(sure, 6)}
         )  # fmt: skip
-    return rows
+    return with_faults(rows, given, faults)
 
 
 def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
