@@ -20,6 +20,15 @@ from fewtune.errors import FewtuneError
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: a temporary file in the same folder, flushed to disk, then renamed."""
+    try:
+        _write_whole(path, content)
+    except OSError as error:
+        if error.filename is not None or error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say where it is full
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

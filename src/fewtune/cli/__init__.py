@@ -23,6 +23,7 @@ def main() -> None:
     """Run the command line and exit: 0 when all went well, 2 for a user's mistake, 130 when interrupted."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("fewtune").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are told by the one line of the error
     if sys.argv[1:] == ["--version"]:  # needs no optional library
         print(f"fewtune {version('fewtune')}")
         return

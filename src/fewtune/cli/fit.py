@@ -27,8 +27,11 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Select, train, test once, and write a run folder with the task file."""
+    import logging
+
     from fewtune.recipes import read, run_name
     from fewtune.tasks import fit as run
+    from fewtune.training.run_folder import RunFolder
     from fewtune.training.trainer import is_main
 
     given = settings or []
@@ -39,7 +42,12 @@ def fit(
         if recipe is None:
             raise typer.BadParameter("--resume needs --out, the folder of the run")
         out = Path("runs") / run_name(given, recipe)
-    result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
+    try:
+        result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
+    except KeyboardInterrupt:
+        if is_main() and RunFolder(out).config.exists():
+            logging.getLogger("fewtune").warning("interrupted; to go on: fewtune fit --out %s --resume", out)
+        raise
     if is_main():
         _report(result.folder)
         show(result.metrics, result.folder.path, as_json)

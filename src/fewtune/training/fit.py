@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewtune.config import Recipe
-from fewtune.errors import ConfigError
+from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_csv, write_json
 from fewtune.methods import METHODS, Tuner
 from fewtune.training.learner import Learner, NonFiniteLoss
@@ -90,16 +91,21 @@ def fit(
         folder.begin(recipe)
         if search:
             write_csv(folder.search, found.rows)
-    return _run(work, folder)
+    try:
+        return _run(work, folder)
+    except (FewtuneError, MisconfigurationException):
+        if main and not begun and not search:  # what a search found is worth keeping
+            folder.abandon()
+        raise
 
 
 def _run(work: Work, folder: RunFolder) -> Result:
-    recipe, started = work.recipe, time.perf_counter()
+    recipe, started, earlier = work.recipe, time.perf_counter(), 0.0
     tuner: Tuner
     history: list[dict[str, float]] = []
     if method_of(work).trains_by_epochs(recipe.task):
         module = train(work, folder)
-        tuner, history = module.tuner, module.history
+        tuner, history, earlier = module.tuner, module.history, module.earlier
         chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
     else:
         fitted = fit_at_once(work)
@@ -115,7 +121,7 @@ def _run(work: Work, folder: RunFolder) -> Result:
         "percent_of_backbone": 100 * tuner.trained / tuner.backbone_parameters,
         "train_images": len(work.data.train),
         "validation": chosen,
-        "seconds": time.perf_counter() - started,
+        "seconds": earlier + time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(),
     }
     if is_main():
@@ -136,6 +142,10 @@ def train(work: Work, folder: RunFolder) -> Learner:
         if module.best is not None and trainer.is_global_zero:
             module.load_best()
             _save_delta(work, folder, module.tuner, {"epoch": module.best["epoch"]})
+        raise
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -48,6 +48,9 @@ class Learner(pl.LightningModule):
         self.average: Average | None = None
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
+        self.earlier = 0.0
+        """Seconds of the parts of a run that this one goes on from."""
+        self._begun = time.perf_counter()
         self._scores: dict[str, float] = {}
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._train_loss: list[Tensor] = []
@@ -204,12 +207,14 @@ class Learner(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Average, best-so-far and history: plain tensors, dicts, lists and numbers."""
         average = None if self.average is None else self.average.state_dict()
-        checkpoint["fewtune"] = {"average": average, "best": self.best, "history": self.history}
+        seconds = self.earlier + time.perf_counter() - self._begun
+        checkpoint["fewtune"] = {"average": average, "best": self.best, "history": self.history, "seconds": seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The counterpart of `on_save_checkpoint`."""
         own = checkpoint["fewtune"]
         self.best, self.history = own["best"], own["history"]
+        self.earlier = own.get("seconds", sum(entry["seconds"] for entry in self.history))
         if self.average is not None:
             self.average.load_state_dict(own["average"])
 

@@ -114,6 +114,18 @@ class RunFolder:
         write_json(self.versions, versions())
         write_text(self.config, write_recipe(recipe))
 
+    def abandon(self) -> None:
+        """Take away what `begin` wrote, where nothing was learnt since: the next try may start in the folder."""
+        if any(path.exists() for path in (self.checkpoint, self.delta, self.metrics)):
+            return
+        for path in (self.config, self.versions, self.selection):
+            path.unlink(missing_ok=True)
+        for events in self.tensorboard.glob("*"):
+            events.unlink()
+        for path in (self.tensorboard, self.path):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
     def resumed(self, recipe: Recipe | None, *, searched: bool = False) -> Recipe:
         """The recipe of the run that lies here; ConfigError where `recipe` asks for another one."""
         saved = read_recipe([self.config])

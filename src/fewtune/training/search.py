@@ -112,6 +112,10 @@ def _try(work: Work, recipe: Recipe, scores: Scores | None, kept: list[Prepared]
             trainer.fit(module)
         except NonFiniteLoss:
             return {measured: 0.0, "val_loss": float("inf")}
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
     if trainer.interrupted:
         raise KeyboardInterrupt
     assert module.best is not None

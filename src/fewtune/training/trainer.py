@@ -53,6 +53,20 @@ class SaveEpochs(Checkpoint):
             write_json(self.history.with_suffix(".json"), module.history)
 
 
+class EpochBar(RichProgressBar):
+    """A bar that counts epochs from 1, as the lines of the log do, and lets lines stand above itself."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1} of {self.trainer.max_epochs}"
+
+    def say(self, text: str) -> None:
+        """Print a line of its own above the bar."""
+        if self.progress is None:
+            log.info("%s", text)
+        else:
+            self.progress.console.print(text, highlight=False)
+
+
 class TimeEstimate(Callback):
     """Says after a few steps about how long the run will take."""
 
@@ -71,7 +85,9 @@ class TimeEstimate(Callback):
             epochs = (trainer.max_epochs or 0) - trainer.current_epoch
             steps = epochs * trainer.num_training_batches
             seconds = steps * sum(timed) / len(timed)
-            log.info("about %s for %d steps and %d epochs in all", duration(seconds), steps, epochs)
+            text = f"about {duration(seconds)} for {steps} steps and {epochs} epochs in all"
+            bar = trainer.progress_bar_callback
+            bar.say(text) if isinstance(bar, EpochBar) else log.info("%s", text)
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +120,7 @@ def build_trainer(
     terminal = sys.stderr.isatty() and not quiet
     shown: list[Callback] = [] if quiet else [TimeEstimate(), EpochLines()]
     if terminal:
-        shown = [TimeEstimate(), RichProgressBar(console_kwargs={"stderr": True})]
+        shown = [TimeEstimate(), EpochBar(console_kwargs={"stderr": True})]
     return pl.Trainer(
         accelerator=recipe.accelerator,
         devices=recipe.devices,
@@ -138,5 +154,6 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode.*")  # frozen statistics are in it by design
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # every process logs the same numbers
     warnings.filterwarnings("ignore", module="lightning.*", category=FutureWarning)
