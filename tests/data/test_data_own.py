@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 
 import images
 from fewtune.cli.app import app
+from fewtune.config import recipe_from
 from fewtune.data import formats, load_data
 from fewtune.data.listing import Expected, Format, Item, Listing
+from fewtune.errors import DataError
+from fewtune.tasks import prepare
 from images import fails
 
 
@@ -80,6 +83,8 @@ def test_csv_of_several_classes_an_image(tmp_path: Path) -> None:
     data.check()
     assert data.class_names == ("big", "red", "round")
     assert data.multi_label
+    with pytest.raises(DataError, match="several classes"):
+        prepare(recipe_from({"model": "timm:test_vit", "data": str(tmp_path / "list.csv"), "pretrained": False}))
     whole = load_data(tmp_path / "list.csv", val_fraction=0).train
     assert whole.labels[:3] == [(1, 2), (1,), (0, 2)]
     assert torch.equal(whole[2][1], torch.tensor([1.0, 0.0, 1.0]))

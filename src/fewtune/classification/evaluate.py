@@ -118,6 +118,7 @@ def evaluate(
 
 def _by_task_labels(data: ImageData, known: tuple[str, ...], delta: str | Path) -> ImageData:
     """The data with the task file's class numbers, matched by class name."""
+    data.require_one_class()
     unknown = [name for name in data.class_names if name not in known]
     if unknown:
         raise DataError(

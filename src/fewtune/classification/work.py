@@ -115,6 +115,7 @@ def prepare(recipe: Recipe) -> ImageWork:
     if recipe.ood:
         check_sets(recipe.ood, recipe.data)
     data = data_of(recipe)
+    data.require_one_class()
     if data.val is None:
         raise DataError(f"{data.name} has too few training images to split validation images off")
     if recipe.train_on == "train+val":

@@ -196,6 +196,14 @@ class ImageData(DataSet[Split]):
         """Whether an image may have any number of the classes."""
         return self.train.multi_label is not None
 
+    def require_one_class(self) -> None:
+        """DataError where images may have several classes, which cross-entropy and accuracy cannot take."""
+        if self.multi_label:
+            raise DataError(
+                f"{self.name}: its images may have several classes (a label such as a;b, or a column called labels) "
+                "and training takes one class an image so far; write each combination as one word to train on it"
+            )
+
     def summary(self) -> str:
         """One line: classes and images per split."""
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
