@@ -41,6 +41,10 @@ class ConfigError(FewtuneError):
     """A configuration or a command-line argument is wrong."""
 
 
+class ExportError(FewtuneError):
+    """A task cannot be exported, or what was exported does not predict what the task does."""
+
+
 class MissingExtra(FewtuneError):
     """An optional library is needed; the message names the extra that installs it."""
 

@@ -21,7 +21,7 @@ def apply_to_checkpoint(path: Path, checkpoint: Path, out: Path) -> None:
     Raises DeltaError where the checkpoint is not of the backbone that was tuned.
     """
     delta = load_delta(path)
-    backbone = backbone_from_description(_untrained(_description(delta, path)), len(delta.metadata["class_names"]))
+    backbone = backbone_from_description(untrained(_description(delta, path)), len(delta.metadata["class_names"]))
     fit(backbone.model, read_state(checkpoint), backbone.head, str(checkpoint))
     delta.apply(backbone.model)
     save_state(backbone.model.state_dict(), out)
@@ -81,8 +81,8 @@ def _description(delta: Delta, path: Path) -> dict[str, Any]:
     return delta.metadata["backbone"]
 
 
-def _untrained(description: dict[str, Any]) -> dict[str, Any]:
-    """The same architecture without its weights."""
+def untrained(description: dict[str, Any]) -> dict[str, Any]:
+    """The description of the same architecture without its weights."""
     arguments = {**description["arguments"], "pretrained": False}
     source = arguments.pop("architecture", description["source"])
     return {**description, "source": source, "arguments": arguments}

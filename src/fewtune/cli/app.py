@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewtune.cli import bench, data, delta, demo, evaluate, fit, ood, predict, recipes, report, select, serve
+from fewtune.cli import bench, data, delta, demo, evaluate, export, fit, ood, predict, recipes, report, select, serve
 
 app = typer.Typer(
     name="fewtune",
@@ -34,6 +34,7 @@ app.command("fit")(fit.fit)
 app.command("select")(select.select)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("ood")(ood.ood)
 app.command("report")(report.report)

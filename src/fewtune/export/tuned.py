@@ -1,0 +1,134 @@
+"""A task as one plain model, with all that whoever runs it must know, and the check of what was made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fewtune.classification.checkpoints import untrained
+from fewtune.classification.loaded import LoadedClassifier, load_classifier
+from fewtune.errors import ExportError, Progress, TuningError
+from fewtune.models import backbone_from_description, logits
+
+BATCHES = (1, 7)
+"""Batch sizes of the check."""
+TOLERANCE = 1e-4
+"""Of the logits, relative to the largest where that is over 1."""
+
+Run = Callable[[Tensor], Tensor]
+"""Images [B, 3, S, S], as the task's transform gives them, to logits [B, C]."""
+
+
+class Logits(nn.Module):
+    """A model whose output is the tensor of logits, whatever its library wraps them in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits(self.model(images))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A task ready to be exported.
+
+    model: the plain model with the task in it; it has the method's modules only where they cannot be merged.
+    merged: whether it is plain.
+    """
+
+    task: LoadedClassifier
+    model: nn.Module
+    merged: bool
+
+    @property
+    def image_size(self) -> int:
+        return self.task.backbone.image_size
+
+    @property
+    def square(self) -> bool:
+        """Whether an image is resized to a square; else its shorter side is resized and the centre cropped."""
+        return self.task.delta.metadata.get("transform", "none") in ("plain", "flip")
+
+    def inputs(self) -> dict[str, Any]:
+        """What must be done to an image, and what the outputs mean; JSON values by name."""
+        backbone = self.task.backbone
+        return {
+            "class_names": list(self.task.class_names),
+            "image_size": backbone.image_size,
+            "resize": "square" if self.square else "shorter side, then centre crop",
+            "crop_pct": 1.0 if self.square else backbone.crop_pct,
+            "interpolation": backbone.interpolation,
+            "mean": list(backbone.mean),
+            "std": list(backbone.std),
+            "channels": "RGB, pixels / 255",
+            "backbone": backbone.source,
+            "method": self.task.delta.metadata.get("method", ""),
+            "fewtune": version("fewtune"),
+        }
+
+    def metadata(self) -> dict[str, str]:
+        """`inputs` as strings: text as it is, all else as JSON."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in self.inputs().items()
+        }
+
+    def images(self, count: int) -> Tensor:
+        """Noise [count, 3, S, S] that has gone through the task's transform, as `predict` does it."""
+        rng = np.random.default_rng(count)
+        size = self.image_size + 16
+        noise = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        return torch.stack([self.task.transform(Image.fromarray(pixels)) for pixels in noise])
+
+    @torch.inference_mode()
+    def check(self, run: Run, what: str) -> float:
+        """The largest difference of an exported model's logits from the task's own, over `BATCHES`.
+
+        Raises:
+            ExportError: it is over `TOLERANCE`, or the exported model cannot take one of the batches.
+        """
+        largest = 0.0
+        for size in BATCHES:
+            images = self.images(size)
+            wanted = logits(self.task.backbone.model(images))
+            found = run(images)
+            difference = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("nan")
+            difference /= max(1.0, float(wanted.abs().max()))
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{what} does not predict what the task does: its logits of {size} images differ by "
+                    f"{difference:.2g}, at most {TOLERANCE:g} was expected; nothing was written"
+                )
+            largest = max(largest, difference)
+        return largest
+
+
+def tuned(file: Path, progress: Progress | None = None) -> Tuned:
+    """Load a task file's model, with the method's modules merged into its weights where that can be.
+
+    Raises:
+        DeltaError: the file is missing or damaged, or not of a classification run.
+        ModelError: the backbone cannot be had.
+    """
+    task = load_classifier(file, progress)
+    if task.tuner is None:
+        return Tuned(task, task.backbone.model, merged=True)
+    try:
+        state = task.plain_state_dict()
+    except TuningError:
+        return Tuned(task, task.backbone.model, merged=False)
+    description = untrained(task.backbone.describe())
+    model = backbone_from_description(description, len(task.class_names)).model
+    model.load_state_dict(state)
+    return Tuned(task, model, merged=True)
