@@ -20,7 +20,7 @@ from fewtune import load_delta, magnitude_importance
 from fewtune.analysis import rank_correlation
 from fewtune.bench.foreman import run_grid, status
 from fewtune.bench.grid import Grid, grid_from, read_grid
-from fewtune.bench.job import Job, prepared
+from fewtune.bench.job import Job
 from fewtune.bench.plan import plan
 from fewtune.bench.report import grid_tables
 from fewtune.bench.results import collect, difference, record_all
@@ -30,6 +30,7 @@ from fewtune.config import read_recipe
 from fewtune.errors import ConfigError
 from fewtune.importance import Scores
 from fewtune.selection import Selection
+from fewtune.tasks import prepare
 from runs import coloured_folder, fewtune, tiny_recipe
 
 SETTINGS: dict[str, Any] = {
@@ -234,7 +235,7 @@ def test_criteria_beside_what_full_fine_tuning_moved(images: tuple[Path, Path], 
     within = {row[1]: float(row[2]) for row in agreement(grid, tmp_path).rows}
     assert list(within) == ["gradient", "magnitude", "random"]
     assert abs(within["random"]) < 0.05
-    work = prepared(grid.recipe("red", "gps", {}, 0, train_on="train+val"))
+    work = prepare(grid.recipe("red", "gps", {}, 0, train_on="train+val"))
     model, head = work.backbone.model, work.backbone.head
     magnitudes = magnitude_importance(model, head=head)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}

@@ -78,6 +78,7 @@ def test_fit_evaluate_predict_through_the_command_line(
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "versions.json", "metrics.json", "metrics.csv", "history.csv", "history.json", "checkpoint.ckpt",
         "selection.safetensors", "delta.safetensors", "test_predictions.csv", "curves.png", "tensorboard",
+        "report.html",
     }  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert printed["test"] == metrics["test"]

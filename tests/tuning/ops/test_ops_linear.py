@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtune.tuning.ops import SelectedPlaces, fused, linear_keep, linear_selected_gradient, reference, torch_linear
-from fewtune.tuning.ops.linear import KEEP_SHARE
+from fewtune.tuning.ops.cost import KEEP_SHARE
 
 # Largest error allowed, as a share of the layer's largest gradient.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
