@@ -11,14 +11,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewtune.errors import FewtuneError
-
-Progress = Callable[[str], None]
+from fewtune.errors import FewtuneError, Progress
 
 
 @dataclass(frozen=True)

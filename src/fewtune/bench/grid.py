@@ -12,7 +12,6 @@ seeds: [0, 1, 2]
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from fewtune.config import Recipe, read_yaml, recipe_from
-from fewtune.errors import ConfigError, FewtuneError
+from fewtune.errors import ConfigError, FewtuneError, nearest
 from fewtune.methods import METHODS
 from fewtune.recipes import read
 
@@ -232,7 +231,7 @@ def _unknown(values: Mapping[str, Any]) -> Iterator[str]:
             if key in SET_BY_BENCH:
                 yield f"{where}.{key}: the bench sets it itself; leave it out"
             elif key not in Recipe.model_fields and key not in more:
-                yield f"unknown key '{where}.{key}'" + _nearest(key, [*Recipe.model_fields, *more])
+                yield f"unknown key '{where}.{key}'" + nearest(key, [*Recipe.model_fields, *more])
 
 
 def _wrong(grid: Grid) -> Iterator[str]:
@@ -261,16 +260,11 @@ def _only_known(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in Recipe.model_fields and key not in SET_BY_BENCH}
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
 def _mistake(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     match detail["type"]:
         case "extra_forbidden":
-            return f"unknown key '{key}'" + _nearest(key, Grid.model_fields)
+            return f"unknown key '{key}'" + nearest(key, Grid.model_fields)
         case "missing":
             return f"'{key}' is missing"
         case "value_error":

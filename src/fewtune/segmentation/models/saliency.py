@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtune.assets.onnx import read_onnx
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, Progress
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, initialise_head, seeded
 from fewtune.models.checkpoint import fit
-from fewtune.models.demo import DEMOS, Progress, State, cached, converted
+from fewtune.models.demo import DEMOS, State, cached, converted
 from fewtune.models.timm import create
 from fewtune.segmentation.models.linear import timm_map
 from fewtune.segmentation.models.segmenter import Segmenter
