@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fewtune.classification import CLASSIFICATION
 from fewtune.config import Recipe
 from fewtune.errors import DataError, DeltaError, Progress
+from fewtune.hub import resolve
 from fewtune.methods import load_task_file
 from fewtune.plugins import Table
 from fewtune.segmentation import SEGMENTATION
@@ -62,17 +63,20 @@ def load_task(delta: str | Path, progress: Progress | None = None) -> Loaded:
         DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
         ModelError: the backbone cannot be had.
     """
-    return task_of(delta).load(Path(delta), progress)
+    path = resolve(delta).path
+    return task_of(path).load(path, progress)
 
 
 def evaluate(delta: str | Path, data: str, **options: Any) -> Evaluation:
     """Test a task file of any kind; the options are those of `classification.evaluate` or `segmentation.evaluate`."""
-    return task_of(delta).evaluate(data, delta=delta, **options)
+    path = resolve(delta).path
+    return task_of(path).evaluate(data, delta=path, **options)
 
 
 def predict(delta: str | Path, images: Iterable[str | Path], **options: Any) -> Rows:
     """One row for every image, by a task file of any kind; masks are drawn into the folder `out`."""
-    return task_of(delta).predict(delta, images, **options)
+    path = resolve(delta).path
+    return task_of(path).predict(path, images, **options)
 
 
 def compare(first: Path, second: Path) -> Comparison:

@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(help="Look at a task file, apply it to a checkpoint, take it out again.", no_args_is_help=False)
 
-TaskFile = Annotated[Path, typer.Argument(help="The task file.")]
+TaskFile = Annotated[Path, typer.Argument(help="The task file, or hf://org/name[@revision].")]
 Out = Annotated[Path, typer.Option(help="The file to write (.safetensors).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
@@ -19,21 +19,23 @@ def inspect(file: TaskFile, as_json: AsJson = False) -> None:
     """Print what a task file holds: its backbone, classes, settings, and the changes of every layer."""
     from fewtune.cli.output import print_json, size
     from fewtune.delta import Delta
+    from fewtune.hub import resolve
     from fewtune.methods import load_task_file
 
-    delta = load_task_file(file)
+    found = resolve(file)
+    delta = load_task_file(found.path)
     held = delta.selection() if isinstance(delta, Delta) else delta
     facts: dict[str, Any] = {
-        "bytes": file.stat().st_size,
+        "bytes": found.path.stat().st_size,
         "connections": held.connections,
         "trained": held.trained,
         "buffers": len(delta.buffers),
     }
     if as_json:
-        print_json({"file": str(file), **facts, "metadata": delta.metadata, "per_layer": held.per_layer()})
+        print_json({"file": str(found), **facts, "metadata": delta.metadata, "per_layer": held.per_layer()})
         return
     backbone = delta.metadata.get("backbone", {})
-    print(f"file        {file} ({size(facts['bytes'])})")
+    print(f"file        {found} ({size(facts['bytes'])})")
     print(f"backbone    {backbone.get('source', 'not named')} at {backbone.get('image_size', '?')} px")
     print(f"classes     {', '.join(delta.metadata.get('class_names', [])) or 'not named'}")
     print(f"method      {delta.metadata.get('method', 'not named')}, data {delta.metadata.get('data', 'not named')}")

@@ -9,7 +9,7 @@ import typer
 
 
 def evaluate(
-    delta: Annotated[Path | None, typer.Option(help="The task file.")] = None,
+    delta: Annotated[Path | None, typer.Option(help="The task file, or hf://org/name[@revision].")] = None,
     model: Annotated[
         str | None, typer.Option(help="In place of a task file: a pretrained segmenter as it is (zero-shot).")
     ] = None,
@@ -47,6 +47,7 @@ def evaluate(
     from fewtune import tasks
     from fewtune.cli.output import print_json, print_table
     from fewtune.files import write_csv
+    from fewtune.hub import resolve
     from fewtune.training.task import Drawn
 
     if compare is not None:
@@ -60,6 +61,10 @@ def evaluate(
         "progress": logging.getLogger("fewtune").info, "seed": seed, "test_fraction": test_fraction,
         "limit_test": limit_test, "include_training": include_training,
     }  # fmt: skip
+    origin = None
+    if delta is not None:
+        found_file = resolve(delta)
+        delta, origin = found_file.path, found_file.origin
     if model is None and delta is not None:
         task = tasks.task_of(delta)
     else:
@@ -74,7 +79,9 @@ def evaluate(
         assert isinstance(evaluation, Drawn)
         evaluation.draw(sheet_images, sheet, accelerator)
     if as_json:
-        print_json(evaluation.to_json())
+        print_json(evaluation.to_json() | ({} if origin is None else {"task_file": str(origin)}))
         return
+    if origin is not None:
+        print(f"task file: {origin}")
     for table in evaluation.tables():
         print_table(table)

@@ -12,7 +12,7 @@ TABLES = (".csv", ".json")
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders that hold images.")],
-    delta: Annotated[Path | None, typer.Option(help="The task file; it names its backbone.")] = None,
+    delta: Annotated[Path | None, typer.Option(help="The task file, or hf://org/name[@revision].")] = None,
     tasks: Annotated[Path | None, typer.Option(help="A folder of task files of one backbone: all of them.")] = None,
     backbone: Annotated[str | None, typer.Option(help="With --tasks; left out, the task files name it.")] = None,
     out: Annotated[
@@ -34,6 +34,7 @@ def predict(
 
     from fewtune.classification import CLASSIFICATION
     from fewtune.files import csv_text, write_text
+    from fewtune.hub import resolve
     from fewtune.tasks import task_of
 
     if (delta is None) == (tasks is None):
@@ -41,6 +42,9 @@ def predict(
     suffix = "" if out is None else out.suffix.lower()
     if out is not None and suffix and suffix not in TABLES and not out.is_dir():
         raise typer.BadParameter(f"--out must end in .csv or .json, or be a folder for masks, got {out}")
+    if delta is not None and (found := resolve(delta)).origin is not None:
+        logging.getLogger("fewtune").info("task file: %s", found)
+        delta = found.path
     task = task_of(delta) if delta is not None else CLASSIFICATION
     options: dict[str, Any] = {
         "batch_size": batch_size, "accelerator": accelerator, "progress": logging.getLogger("fewtune").info

@@ -21,6 +21,7 @@ from fewtune.delta.apply import (
 )
 from fewtune.delta.contents import Contents
 from fewtune.delta.format import contents, read_file, to_bytes, write_file
+from fewtune.hub import resolve
 
 
 class Delta(Contents):
@@ -105,15 +106,16 @@ def load_delta(path: str | Path, *, limit: int | None = None) -> Delta:
     """Reads a delta that `Delta.save` wrote.
 
     Args:
-        path: the file.
+        path: the file, or ``hf://org/name[@revision][/file]``: a file of the Hugging Face hub.
         limit: the most bytes that its numbers may take in memory. Left out, 32 times the size of the file (16 MiB for
             a small one), so that a small file of a stranger cannot fill the memory.
 
     Raises:
-        DeltaError: the file is missing, of another kind, of a newer version, truncated or altered.
+        DeltaError: the file is missing, of another kind, of a newer version, truncated or altered, or the hub does
+            not give it.
     """
-    path = Path(path)
-    return from_bytes(read_file(path), str(path), limit)
+    found = resolve(path)
+    return from_bytes(read_file(found.path), str(found), limit)
 
 
 def from_bytes(content: bytes, source: str = "the delta", limit: int | None = None) -> Delta:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewtune.delta import Delta, load_delta
 from fewtune.errors import DeltaError, FewtuneError
+from fewtune.hub import resolve
 from fewtune.methods.adapter import ADAPTER, Adapter
 from fewtune.methods.base import Insertion, Method, Run, Settings, TaskFile, Tuner
 from fewtune.methods.bias import BIAS
@@ -73,15 +74,16 @@ def load_method_file(path: str | Path) -> MethodFile:
     Raises:
         DeltaError: the file is missing, of another kind, of a newer version or an unknown method, truncated or altered.
     """
-    return read_method_file(path, _modules)
+    return read_method_file(resolve(path).path, _modules)
 
 
 def load_task_file(path: str | Path) -> Delta | MethodFile:
-    """Reads a task file of any method.
+    """Reads a task file of any method, local or of the hub (``hf://org/name[@revision][/file]``).
 
     Raises:
         DeltaError: it is none, or it is damaged.
     """
+    path = resolve(path).path
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             kind = json.loads((file.metadata() or {}).get("fewtune", "{}")).get("format")
