@@ -151,7 +151,7 @@ def one_line_errors(wanted: Address) -> Iterator[None]:
             raise
         raise DeltaError(
             f"{wanted}: the hub cannot be reached ({one_line(error)[:100]}); what was downloaded before is read by its "
-            "whole commit hash, or with HF_HUB_OFFLINE=1"
+            "whole commit hash"
         ) from error
 
 
