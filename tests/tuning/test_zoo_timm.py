@@ -45,9 +45,6 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "*.A": "the decay of the state space",
         "*.D": "the share of the hidden state that goes past the state space",
     },
-    "sequencer": {
-        "*.rnn_*": "torch's LSTM reads its parameters from a list of its own, so that no weight can be handed out"
-    },
 }
 """Bare parameters without a known role, and what they are. They stay frozen."""
 
@@ -191,7 +188,6 @@ ZOO: dict[str, Member] = {
         embed_dims=(16, 16, 16, 16),
         hidden_sizes=(8, 8, 8, 8),
         layers=(1, 1, 1, 1),
-        unknown=UNKNOWN["sequencer"],
     ),
     # perceptrons and other mixers
     "mixer": family(mlp_mixer.MlpMixer, **MIXER),
