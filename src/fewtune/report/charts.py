@@ -130,22 +130,6 @@ def differences(intervals: Mapping[str, Interval], unit: str) -> str:
     return _svg(figure, f"{unit} with intervals, {len(intervals)} rows")
 
 
-def scatter(panels: Mapping[str, np.ndarray], labels: Sequence[int], class_names: Sequence[str]) -> str:
-    """Points in the plane, one panel a name, coloured by class; classes beyond the palette share its last colour."""
-    figure, all_axes = _figure(1, len(panels), (4.4 * len(panels), 4.0))
-    numbers = np.asarray(labels)
-    for axes, (title, points) in zip(all_axes, panels.items(), strict=True):
-        for number, name in enumerate(class_names):
-            chosen = numbers == number
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(*points[chosen].T, ".", color=colour, markersize=4, label=name)
-        axes.set_title(title)
-        axes.set(xticks=[], yticks=[])
-    if len(class_names) <= len(COLOURS):
-        all_axes[-1].legend(frameon=False, fontsize=8, labelcolor=INK, markerscale=2)
-    return _svg(figure, f"Features of {len(labels)} test images in the plane: {', '.join(panels)}")
-
-
 def _figure(rows: int, columns: int, size: tuple[float, float], heights: Sequence[float] | None = None) -> tuple:
     """A figure on a transparent ground, drawn in the page's ink, and its axes as a flat list."""
     from matplotlib import rc_context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -268,4 +267,4 @@ def _rendered(template: str, **context: Any) -> str:
     environment.filters["chart"] = Markup  # our own SVG; everything else is escaped
     environment.filters["shell"] = _shell
     environment.filters["percent"] = lambda value, digits=1: "-" if value is None else f"{100 * value:.{digits}f}"
-    return environment.get_template(template).render(python=platform.python_version(), **context)
+    return environment.get_template(template).render(**context)
