@@ -184,9 +184,10 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, DataKeys):
 
     @model_validator(mode="after")
     def _can_exclude(self) -> Recipe:
-        if self.exclude and not METHODS[self.method].excludes:
+        given = next((key for key in ("exclude", "reach") if getattr(self, key)), None)
+        if given is not None and not METHODS[self.method].excludes:
             able = ", ".join(name for name, method in METHODS.present.items() if method.excludes)
-            raise ValueError(f"exclude: method={self.method} cannot leave modules out; take {able}, or no exclude")
+            raise ValueError(f"{given}: method={self.method} cannot leave modules out; take {able}, or no {given}")
         return self
 
     @model_validator(mode="after")

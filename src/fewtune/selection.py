@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch import Tensor
 from fewtune.errors import SelectionError
 from fewtune.files import read_versioned, write_versioned
 from fewtune.importance import Scores
-from fewtune.neurons import Anatomy, Places, Role, nearest
+from fewtune.neurons import Anatomy, Places, Role, excluded
 from fewtune.topk import granular_top_k
 
 Granularity = Literal["neuron", "layer", "network"]
@@ -238,7 +237,7 @@ def select(
         granularity: "neuron": the top k of every neuron; "layer", "network": the largest of each layer or of all, as
             many as k per neuron would be.
         bias, scale, norm, relative_position: whether parameters of that role are trained whole.
-        exclude: glob patterns of module names; nothing inside such a module is selected or trained.
+        exclude: glob patterns of names of modules and parameters; what they match, or lies inside, is not trained.
         roles: roles set by hand: {glob pattern of parameter names: role}.
 
     Ties are broken by order: the first neuron, then the first connection, wins.
@@ -274,22 +273,3 @@ def select(
         if value == "all"
     }
     return Selection(anatomy, places, dense)
-
-
-def excluded(anatomy: Anatomy, patterns: Iterable[str]) -> set[str]:
-    """Names of the parameters inside modules whose name, or an ancestor's, matches a pattern."""
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    modules = {name: _ancestors(name) for name in anatomy.shapes if anatomy.roles.get(name) is not Role.HEAD}
-    left_out: set[str] = set()
-    for pattern in patterns:
-        hit = {name for name, inside in modules.items() if fnmatch.filter(inside, pattern)}
-        if not hit:
-            known = {module for inside in modules.values() for module in inside}
-            raise SelectionError(f"exclude: no module matches {pattern!r}{nearest(pattern, known)}")
-        left_out |= hit
-    return left_out
-
-
-def _ancestors(name: str) -> list[str]:
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]

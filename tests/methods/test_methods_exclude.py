@@ -14,6 +14,7 @@ from fewtune.tasks import prepare
 from fewtune.training.tuners import Share
 from runs import coloured_folder, tiny_recipe
 
+BELOW_THE_LAST = tuple(f"blocks.{block}." for block in range(5))
 SETTINGS: dict[str, dict[str, Any]] = {
     "gps": {},
     "bias": {},
@@ -68,3 +69,15 @@ def test_a_pattern_that_matches_nothing_or_everything_is_refused(method: str, im
     if method != "bias":  # it still trains the head
         with pytest.raises((SelectionError, TuningError), match="exclude fewer modules"):
             tuner_of(images, method, exclude=["*"])
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_nothing_is_trained_below_the_reach(method: str, images: Path) -> None:
+    tuner, model = tuner_of(images, method, reach=1)
+    assert not [name for name in tuner.named_parameters() if name.startswith(("patch_embed.", *BELOW_THE_LAST))]
+    assert any(name.startswith("blocks.5.") for name in tuner.named_parameters())
+    given = []
+    model.train()
+    model.blocks[5].register_forward_pre_hook(lambda module, args: given.append(args[0].requires_grad))
+    model(torch.randn(2, 3, 32, 32))
+    assert given == [False]

@@ -14,7 +14,6 @@ from fewtune.config import Recipe
 from fewtune.errors import FewtuneError, ImportanceError, one_line
 from fewtune.files import read_tensors, write_json, write_text
 from fewtune.importance import Scores
-from fewtune.methods.gps import choose
 from fewtune.neurons import describe
 from fewtune.tasks import fit, prepare
 from fewtune.training.fit import train
@@ -22,7 +21,7 @@ from fewtune.training.learner import NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import reset_peak_memory
 from fewtune.training.run_folder import RunFolder
-from fewtune.training.tuners import fit_at_once, method_of, score
+from fewtune.training.tuners import choose, fit_at_once, method_of, score
 from fewtune.training.work import Work
 
 Epochs = Literal["all", "last", "best"]
@@ -148,7 +147,7 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         scores.save(path, seconds=str(time.perf_counter() - started))
     scores, noted = _scores(path, work)
-    choose(job.recipe, scores).save(folder.selection)
+    choose(work, scores).save(folder.selection)
     write_json(folder.path / "importance.json", {"seconds": float(noted["seconds"])})
 
 

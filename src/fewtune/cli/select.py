@@ -20,13 +20,13 @@ def select(
     `fewtune fit selection=FILE` trains it.
     """
     from fewtune.cli.output import print_json
-    from fewtune.methods.gps import choose
     from fewtune.recipes import read
     from fewtune.tasks import prepare
-    from fewtune.training.tuners import score
+    from fewtune.training.tuners import choose, score
 
     recipe = read(settings or [], model=model, data=data)
-    selection = choose(recipe, score(prepare(recipe)))
+    work = prepare(recipe)
+    selection = choose(work, score(work))
     out.parent.mkdir(parents=True, exist_ok=True)
     selection.save(out)
     if as_json:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtune.errors import ImportanceError
+from fewtune.errors import ImportanceError, SelectionError
 from fewtune.importance.passes import Progress, accumulate, left_as_found, reduce_over_processes
 from fewtune.importance.scores import Scores, scored_weights
-from fewtune.neurons import ASK_MODEL, HeadSpec, Role
+from fewtune.neurons import ASK_MODEL, HeadSpec, Role, excluded
 from fewtune.objectives import Objective, SupCon, pooled_features
 
 
@@ -24,6 +24,7 @@ def gradient_importance(
     head: HeadSpec = ASK_MODEL,
     *,
     roles: Mapping[str, str | Role] | None = None,
+    exclude: Iterable[str] = (),
     train_mode: bool = False,
     limit: int | None = None,
     passes: int = 1,
@@ -44,6 +45,8 @@ def gradient_importance(
         objective: (model, inputs, labels) -> scalar; `SupCon` where left out.
         head: see `fewtune.neurons.describe`.
         roles: roles set by hand, see `fewtune.neurons.describe`.
+        exclude: glob patterns of modules that get no scores, as `select` takes them: their gradients are not formed,
+            and the backward pass ends where no scored weight is left.
         train_mode: run in training mode (dropout, batch statistics) instead of evaluation mode.
         limit: use this many batches at most.
         passes: read the data this many times, each time for a part of the layers: the gradients of the other parts
@@ -54,6 +57,7 @@ def gradient_importance(
     Raises:
         ImportanceError: NaN or all-zero scores, an empty loader, or one that yields something else; a limit or a number
             of passes below 1.
+        SelectionError: a pattern of ``exclude`` matches no module, or nothing is left.
         ModelError: ``head`` names no module.
     """
     for option, value in {"limit": limit, "passes": passes}.items():
@@ -63,10 +67,13 @@ def gradient_importance(
     objective = objective if objective is not None else SupCon()
     if isinstance(objective, SupCon) and objective.features is None:
         objective = replace(objective, features=partial(pooled_features, head=head))
-    names, sums = list(weights), dict[str, Tensor]()
+    left_out = excluded(anatomy, exclude)
+    names, sums = [name for name in weights if name not in left_out], dict[str, Tensor]()
+    if weights and not names:
+        raise SelectionError("no weight is left to select from; exclude fewer modules")
     with left_as_found(model, train_mode):
         for part in range(min(passes, len(names))):
             chosen = {name: weights[name] for name in names[part::passes]}
             sums |= accumulate(model, loader, objective, chosen, limit=limit, store=store, progress=progress)
-    reduce_over_processes(sums, weights)
+    reduce_over_processes(sums, {name: weights[name] for name in names})
     return Scores({name: sums[name].abs_() for name in names}, anatomy)

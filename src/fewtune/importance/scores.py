@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ VERSION = 1
 class Scores(Mapping[str, Tensor]):
     """Scores of connections: parameter name -> non-negative tensor of the weight's shape.
 
-    ``anatomy`` carries the role of every other parameter, so that `select` needs no model.
+    Weights of modules that were left out have none. ``anatomy`` carries the role of every other parameter, so that
+    `select` needs no model.
 
     Raises:
         ImportanceError: scores of a weight that are not finite, negative or all zero; the message names the weights.
@@ -57,7 +59,9 @@ class Scores(Mapping[str, Tensor]):
 
     def save(self, path: str | Path, **metadata: str) -> None:
         """Writes the scores as one safetensors file, atomically; ``metadata``: words by name to keep with them."""
-        header = {"anatomy": self.anatomy.to_json(), "metadata": metadata}
+        header: dict[str, Any] = {"anatomy": self.anatomy.to_json(), "metadata": metadata}
+        if len(self) < len(self.anatomy.views):
+            header["weights"] = list(self)
         write_versioned(Path(path), (FORMAT, VERSION), header, self._scores)
 
     @classmethod
@@ -71,7 +75,8 @@ class Scores(Mapping[str, Tensor]):
         try:
             anatomy = Anatomy.from_json(header["anatomy"])
             metadata = {str(key): str(value) for key, value in header["metadata"].items()}
-            if tensors.keys() != anatomy.views.keys():
+            names = [str(name) for name in header.get("weights", anatomy.views)]
+            if tensors.keys() != set(names):
                 raise ValueError("the scores are of other weights than the anatomy's")
             if wrong := [n for n, t in tensors.items() if tuple(t.shape) != anatomy.views[n].shape]:
                 raise ValueError(f"the scores of {wrong[0]} have another shape than the weight")
@@ -79,7 +84,7 @@ class Scores(Mapping[str, Tensor]):
                 raise ValueError(f"the scores of {wrong[0]} are of {tensors[wrong[0]].dtype}")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ImportanceError(f"{path} is not a scores file, or it is damaged ({error})") from error
-        return cls({name: tensors[name] for name in anatomy.views}, anatomy), metadata
+        return cls({name: tensors[name] for name in names}, anatomy), metadata
 
 
 def _names(names: list[str], most: int = 5) -> str:

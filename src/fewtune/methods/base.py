@@ -111,7 +111,10 @@ class Settings(BaseModel):
 class Excluding(Settings):
     """The settings of a method that can leave modules as they are."""
 
-    exclude: tuple[str, ...] = Field((), description="glob patterns of modules in which nothing is trained")
+    exclude: tuple[str, ...] = Field((), description="glob patterns of modules and parameters that are not trained")
+    reach: int | None = Field(
+        None, gt=0, description="train in the last so many blocks only (of a convolutional network: stages)"
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -144,7 +147,7 @@ class Run(Protocol):
         """Number of classes of the labels."""
 
     def settings(self, kind: type[S]) -> S:
-        """The recipe, as the settings of one method."""
+        """The recipe, as the settings of one method; `exclude` names what lies below its `reach` too."""
 
     def fresh_model(self) -> nn.Module:
         """The untouched model once more."""

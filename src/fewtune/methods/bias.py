@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from fewtune.methods.base import Excluding, selecting
-from fewtune.neurons import Role, describe, owners
-from fewtune.selection import Selection, excluded
+from fewtune.neurons import Role, describe, excluded, owners
+from fewtune.selection import Selection
 
 
 def bias(model: nn.Module, head: tuple[str, ...], exclude: tuple[str, ...] = ()) -> Selection:

@@ -21,7 +21,7 @@ from fewtune.importance import (
     magnitude_importance,
     random_importance,
 )
-from fewtune.methods.base import Run, Settings
+from fewtune.methods.base import Excluding, Run, Settings
 from fewtune.plugins import Table
 
 Criterion = Callable[[Run], Scores]
@@ -31,7 +31,8 @@ TASK_FILE = "delta.safetensors"
 
 def gradient(run: Run) -> Scores:
     """The modulus of the summed gradient of the run's objective over its training images (Eq. 1)."""
-    return gradient_importance(run.model.to(run.device), run.scored_batches(), run.objective, run.head)
+    model, exclude = run.model.to(run.device), run.settings(Excluding).exclude
+    return gradient_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude)
 
 
 def magnitude(run: Run) -> Scores:

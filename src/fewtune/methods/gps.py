@@ -11,9 +11,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from fewtune.errors import SelectionError
 from fewtune.importance import Scores
 from fewtune.methods.base import Excluding, Method, Prepared, Run
 from fewtune.methods.criteria import CRITERIA, CriterionSettings, oracle_weights
+from fewtune.neurons import excluded
 from fewtune.selection import Selection, select
 from fewtune.tuning import Tuner, attach
 
@@ -85,8 +87,21 @@ def choose(settings: Settings, scores: Scores) -> Selection:
 def _prepare(run: Run, scores: Scores | None) -> Selection:
     settings = run.settings(Settings)
     if settings.selection is not None:
-        return Selection.load(settings.selection)
+        return _read(settings, settings.selection)
     return choose(settings, score(run) if scores is None else scores)
+
+
+def _read(settings: Settings, file: str) -> Selection:
+    """The selection of a file; SelectionError where it trains something below the recipe's reach."""
+    selection = Selection.load(file)
+    if settings.reach is not None:
+        below = excluded(selection.anatomy, settings.exclude)
+        if wrong := [name for name in (*selection.places, *selection.whole) if name in below]:
+            raise SelectionError(
+                f"selection={file} trains {wrong[0]}, which lies below reach={settings.reach}; select anew with this "
+                "reach, or leave it out"
+            )
+    return selection
 
 
 def _attach(run: Run, prepared: Prepared | None) -> Tuner:

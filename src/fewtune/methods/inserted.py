@@ -18,8 +18,8 @@ from fewtune.errors import ModelError, SelectionError, TuningError
 from fewtune.methods.base import Insertion, Method, Prepared, Run, S, State
 from fewtune.methods.file import MethodFile, known_by
 from fewtune.models.backbone import seeded
-from fewtune.neurons import Anatomy, Role, describe
-from fewtune.selection import Selection, excluded
+from fewtune.neurons import Anatomy, Role, describe, excluded
+from fewtune.selection import Selection
 from fewtune.tuning import attach
 from fewtune.tuning.groups import param_groups
 

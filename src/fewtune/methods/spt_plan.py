@@ -19,9 +19,8 @@ from fewtune.methods.blocks import find_blocks, find_trunk
 from fewtune.methods.inserted import Inserted
 from fewtune.methods.lora import Rank
 from fewtune.methods.spt import SPT, Structure
-from fewtune.neurons import Anatomy, Role, describe
+from fewtune.neurons import Anatomy, Role, describe, excluded
 from fewtune.objectives import CrossEntropy, Objective
-from fewtune.selection import excluded
 
 RANK = 8
 """The inner width of the branches where the recipe says none."""

@@ -5,6 +5,7 @@ told by the class of the module that owns a parameter, never by the name of a pa
 """
 
 from fewtune.neurons.anatomy import Anatomy, Owner, describe, owners, require_floating
+from fewtune.neurons.excluding import excluded
 from fewtune.neurons.layers import ASK_MODEL, AskModel, HeadSpec, find_head, has_running_statistics, nearest
 from fewtune.neurons.places import Places
 from fewtune.neurons.roles import Role
@@ -21,6 +22,7 @@ __all__ = [
     "Role",
     "View",
     "describe",
+    "excluded",
     "find_head",
     "has_running_statistics",
     "nearest",

@@ -21,8 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_csv, write_json
-from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
+from fewtune.methods.reach import find_border
 from fewtune.training.learner import Learner, NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
@@ -65,8 +65,6 @@ def fit(
         OSError: the folder cannot be written.
     """
     folder, main = RunFolder(Path(out)), is_main()
-    if recipe is not None and is_address(recipe.oracle or ""):
-        recipe = recipe.changed(oracle=pinned(recipe.oracle))
     if main:
         folder.check(resume=resume, overwrite=overwrite)
     begun = folder.config.exists() and (resume or (search and not main))
@@ -81,6 +79,8 @@ def fit(
     work = prepare(recipe)
     if work.data.test is None and main:
         log.info("no images are set aside for a test; test_fraction=0.2 keeps a fifth of them to score the task on")
+    if recipe.reach is not None:
+        find_border(work.backbone.model, recipe.reach)  # refused here, if it is
     check = METHODS[recipe.method].check
     if check is not None and not begun:
         check(Share(work, torch.device("cpu")))  # refused here, if it is, before the folder is begun

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError
+from fewtune.methods.reach import find_border
 from fewtune.training.ema import Average
 from fewtune.training.loaders import image_loader, seed_all
 
@@ -75,6 +76,9 @@ class Learner(pl.LightningModule):
             if self.recipe.ema is not None:
                 self.average = Average(self.tuner, self.recipe.ema)
         self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
+        if self.recipe.reach is not None:
+            for module in find_border(self.model, self.recipe.reach).below.values():
+                module.eval()  # what is frozen is not disturbed by dropout either
 
     def _loader(self, which: str, shuffle: bool) -> Any:
         return image_loader(

@@ -13,7 +13,9 @@ from torch import nn
 from fewtune.importance import Scores
 from fewtune.methods import METHODS, gps
 from fewtune.methods.base import Batch, Fitted, Method, Prepared, S, Tuner
+from fewtune.methods.reach import within_reach
 from fewtune.objectives import Objective
+from fewtune.selection import Selection
 from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.progress import shown
 from fewtune.training.run_folder import RunFolder
@@ -65,8 +67,8 @@ class Share:
         return self.work.loss
 
     def settings(self, kind: type[S]) -> S:
-        """The recipe, which is an instance of the settings of every method."""
-        recipe = self.work.recipe
+        """The recipe, which is an instance of the settings of every method; what lies below its reach is excluded."""
+        recipe = within_reach(self.work.recipe, self.model)
         assert isinstance(recipe, kind)
         return recipe
 
@@ -131,3 +133,8 @@ def fit_at_once(work: Work) -> Fitted:
 def score(work: Work) -> Scores:
     """Scores of all connections by the recipe's criterion."""
     return gps.score(Share(work, pick_device(work.recipe.accelerator)))
+
+
+def choose(work: Work, scores: Scores) -> Selection:
+    """The selection that the recipe asks for."""
+    return gps.choose(Share(work, torch.device("cpu")).settings(gps.Settings), scores)
