@@ -75,7 +75,8 @@ def check(
         if root is None and Path(key).expanduser().exists():
             found = check_path(key, sample=sample, duplicates=duplicates, progress=told)
         else:
-            data_set = declaration(key).part(classes, _counts(counts) if counts else None)
+            data_set = declaration(key)
+            data_set = data_set.part(classes, _counts(counts, data_set.counts) if counts else None)
             if root is None:
                 raise typer.BadParameter(f"--data ROOT says in which folder {data_set.folders[0]}/ lies")
             title = data_set.title
@@ -89,7 +90,8 @@ def check(
         for fault in found.faults:
             print(fault)
         sizes = ", ".join(f"{number:,} {split}" for split, number in found.counts.items())
-        verdict = "is whole" if not found.faults else f"has {len(found.faults):,} faults"
+        faults = f"{len(found.faults):,} fault{'s' if len(found.faults) > 1 else ''}"
+        verdict = f"has {faults}" if found.faults else "is whole"
         print(f"{title} {verdict}: {sizes}; {found.classes:,} classes; {found.opened:,} images opened")
     if found.faults:
         raise typer.Exit(2)
@@ -119,16 +121,15 @@ def _described(data_set: Declaration) -> dict[str, object]:
         "images": numbers, "metric": data_set.metric, "normalisation": data_set.normalisation,
         "licence": data_set.licence, "source": data_set.source, "folder": " or ".join(data_set.folders),
         "layout": data_set.layout, "fetch": data_set.fetch, "prepare": data_set.download or "by hand",
+        **({"drawn": getattr(data_set.draw, "status", data_set.draw)} if data_set.draw else {}),
     }  # fmt: skip
 
 
-def _counts(text: str) -> Counts:
-    """ "train=80,test=50" -> counts of the splits."""
-    from fewtune.data.listing import Counts
-
+def _counts(text: str, published: Counts) -> Counts:
+    """ "train=80,test=50" -> the published counts with these in their place."""
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        return Counts(**{name.strip(): int(number) for name, number in pairs})
+        return published._replace(**{name.strip(): int(number) for name, number in pairs})
     except (ValueError, TypeError):
         raise typer.BadParameter(f"--counts must read train=80,val=20,test=50, got {text}") from None
 

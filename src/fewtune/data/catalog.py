@@ -14,6 +14,7 @@ from typing import Literal
 from fewtune.data.formats import FORMATS
 from fewtune.data.formats.vtab import CLASSES as VTAB_CLASSES
 from fewtune.data.listing import Counts, Expected, Listing
+from fewtune.data.vtab_draw import DRAWS, TRAIN, VAL, Draw
 from fewtune.errors import DataError
 
 
@@ -39,6 +40,8 @@ class Declaration:
     normalisation: str = "the checkpoint's own (ViT-B/16: mean = std = 0.5; Swin-B, ConvNeXt-B: ImageNet's)"
     download: Literal["torchvision", "unpack"] | None = None
     """What `fewtune data prepare` can do: download, or unpack archives that were fetched by hand."""
+    draw: Draw | str | None = None
+    """How its lists are drawn from a public archive, or in words why they are not; None where they are published."""
 
     @property
     def layout(self) -> str:
@@ -129,13 +132,19 @@ _VTAB_FETCH = (
     "make another task, not VTAB-1k"
 )
 
-VTAB = tuple(
-    Declaration(
+
+def _vtab(folder: str, title: str, group: str, test: int, licence: str, source: str) -> Declaration:
+    draw, fetch = DRAWS[folder], _VTAB_FETCH.format(folder)
+    by_rule = isinstance(draw, Draw)
+    if by_rule:
+        fetch = f"`fewtune data prepare vtab/{folder} --data ROOT` downloads and draws it; else {fetch}"
+    return Declaration(
         f"vtab-{folder.replace('_', '-')}", title, f"vtab-{group}", "vtab", (folder,), VTAB_CLASSES[folder],
-        Counts(800, 200, test), licence, source, _VTAB_FETCH.format(folder),
-    )
-    for folder, (title, group, test, licence, source) in _VTAB.items()
-)  # fmt: skip
+        Counts(TRAIN, VAL, test), licence, source, fetch, download="torchvision" if by_rule else None, draw=draw,
+    )  # fmt: skip
+
+
+VTAB = tuple(_vtab(folder, *known) for folder, known in _VTAB.items())
 
 _IMAGENET = "non-commercial research and education, by ImageNet's terms"
 
@@ -185,9 +194,14 @@ SEGMENTATION = (
 DECLARATIONS: dict[str, Declaration] = {d.key: d for d in (*FGVC, *VTAB, *GENERAL, *OOD, *SEGMENTATION)}
 """All data sets by key: FGVC's 5, VTAB-1k's 19, CIFAR-100, ImageNet-1k, -A, -R, -C, Kvasir-SEG."""
 
+ALIASES = {f"vtab/{known.folders[0]}": known for known in VTAB}
+"""VTAB-1k's tasks as their recipes are called."""
+
 
 def declaration(key: str) -> Declaration:
-    """The data set with that key; DataError names the nearest where there is none."""
+    """The data set with that key, or of that VTAB-1k recipe; DataError names the nearest where there is none."""
+    if key in ALIASES:
+        return ALIASES[key]
     if key not in DECLARATIONS:
         near = difflib.get_close_matches(key.lower(), DECLARATIONS, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "`fewtune data list` shows all"
@@ -205,9 +219,9 @@ def find_folder(data_set: Declaration, root: str | Path) -> Path:
     if not root.is_dir():
         raise DataError(f"{root} is no folder; give the one that holds {data_set.folders[0]}/ ({data_set.title})")
     parents = [root, *(root / name for name in ("vtab-1k", "VTAB-1k", "FGVC"))]
-    for folder in (parent / name for parent in parents for name in data_set.folders):
-        if folder.is_dir():
-            return folder
+    there = [folder for parent in parents for name in data_set.folders if (folder := parent / name).is_dir()]
+    if there:  # torchvision's folder of an archive may have the name of a VTAB-1k task
+        return next((folder for folder in there if FORMATS[data_set.format].recognise(folder)), there[0])
     if root.resolve().name in data_set.folders:
         return root
     others = {name for other in DECLARATIONS.values() for name in other.folders}

@@ -1,12 +1,16 @@
-"""Getting a data set: downloaded or unpacked where torchvision can, else what to fetch is said in words."""
+"""Getting a data set: downloaded, unpacked or drawn where torchvision can, else what to fetch is said in words."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fewtune.data.catalog import Declaration, find_folder
+from fewtune.data.formats import vtab
+from fewtune.data.vtab_archives import prepare_task
+from fewtune.data.vtab_draw import Draw
 from fewtune.errors import DataError, Progress
 
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
@@ -15,11 +19,14 @@ ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_de
 def prepare(data_set: Declaration, root: str | Path, progress: Progress) -> Path | None:
     """Put a data set below `root` and give its folder; None where it must be fetched by hand.
 
-    What is there already is left alone.
+    What is there already is left alone. VTAB-1k's tasks are drawn from the archives as torchvision keeps them below
+    `root`, which are downloaded where they are not there.
 
     Raises:
-        DataError: a download failed, or the archives to unpack are not there.
+        DataError: a download failed, the archives to unpack are not there, or a draw is not VTAB-1k's.
     """
+    if isinstance(data_set.draw, Draw):
+        return _drawn(data_set, data_set.draw, Path(root).expanduser(), progress)
     try:
         found = find_folder(data_set, root)
     except DataError:
@@ -39,11 +46,26 @@ def prepare(data_set: Declaration, root: str | Path, progress: Progress) -> Path
     return find_folder(data_set, root)
 
 
+def _drawn(data_set: Declaration, rule: Draw, root: Path, progress: Progress) -> Path:
+    """A VTAB-1k task's folder, as it lies there or drawn into ROOT/vtab-1k/."""
+    try:
+        found = find_folder(data_set, root)
+    except DataError:
+        found = None
+    if found is not None and vtab.recognise(found):
+        return found
+    root.mkdir(parents=True, exist_ok=True)
+    load = partial(_torchvision, root=root, progress=progress)
+    return prepare_task(rule, root / "vtab-1k" / data_set.folders[0], load, progress)
+
+
 def what_to_fetch(data_set: Declaration, root: str | Path) -> str:
     """What a user must fetch, and where it belongs."""
+    why = [f"drawn        {data_set.draw}"] if isinstance(data_set.draw, str) else []
     return "\n".join(
         [
-            f"{data_set.title} is not in {root} and cannot be downloaded by a program: fetch it by hand.",
+            f"{data_set.title} is not in {root}, and fewtune cannot download it: fetch it by hand.",
+            *why,
             f"source page  {data_set.source}",
             f"fetch        {data_set.fetch}",
             f"put it in    {Path(root) / data_set.folders[0]}",
