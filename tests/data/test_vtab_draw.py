@@ -34,6 +34,8 @@ EUROSAT = {
 }  # fmt: skip
 """Images of each class; they are called CLASS_1.jpg, CLASS_2.jpg, …"""
 
+CLASSES = [f"class {i}" for i in range(102)]
+
 
 def rule(key: str) -> Draw:
     found = DRAWS[key]
@@ -69,9 +71,9 @@ def cifar_labels() -> list[int]:
 
 def cifar_splits(labels: list[int]) -> dict[str, list[Record]]:
     pixels = np.broadcast_to(np.uint8(7), (50_000, 32, 32, 3))
-    parts = {True: SimpleNamespace(data=pixels, targets=labels),
+    parts = {True: SimpleNamespace(data=pixels, targets=labels, classes=CLASSES),
              False: SimpleNamespace(data=pixels[:10_000], targets=[1] * 10_000)}  # fmt: skip
-    return READERS["CIFAR100"](lambda name, train: parts[train])
+    return READERS["CIFAR100"](lambda name, train: parts[train]).splits
 
 
 def eurosat_splits() -> dict[str, list[Record]]:
@@ -80,7 +82,7 @@ def eurosat_splits() -> dict[str, list[Record]]:
         for label, (name, count) in enumerate(EUROSAT.items())
         for i in range(1, count + 1)
     ]
-    return READERS["EuroSAT"](lambda name: SimpleNamespace(samples=samples))
+    return READERS["EuroSAT"](lambda name: SimpleNamespace(samples=samples, classes=list(EUROSAT))).splits
 
 
 def test_cifar_has_the_labels_of_the_published_lists() -> None:
@@ -161,6 +163,7 @@ def test_prepare_draws_a_task_of_files(tmp_path: Path, monkeypatch: pytest.Monke
                 miniatures.picture(base / f"image_{start + i:05d}.jpg", start + i) for i in range(count)
             ]
             self._labels = [i % 3 for i in range(count)]
+            self.classes = CLASSES
 
     monkeypatch.setattr(torchvision.datasets, "Flowers102", Flowers)
     flowers = declaration("vtab/oxford_flowers102")
@@ -170,6 +173,7 @@ def test_prepare_draws_a_task_of_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert folder == tmp_path / "vtab-1k/oxford_flowers102"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["oxford_flowers102"]
     assert check(flowers.part(counts=Counts(30, 20, 10)), tmp_path).faults == ()
+    assert load_data(f"task:vtab-oxford-flowers102?root={tmp_path}").class_names == tuple(CLASSES)
     first = (folder / "train800.txt").read_text().split()[0]
     assert (folder / first).read_bytes() == (tmp_path / "flowers-102/jpg" / Path(first).name).read_bytes()
     before = (folder / "train800.txt").stat().st_mtime_ns
@@ -209,12 +213,31 @@ def test_prepare_draws_a_task_of_pixels(tmp_path: Path, monkeypatch: pytest.Monk
     assert data.train.image(0).size == (32, 32)
 
 
+def test_names_of_classes_must_fit_the_task(tmp_path: Path) -> None:
+    miniatures.build("vtab-dtd", tmp_path)
+    names = tmp_path / "dtd/classes.txt"
+    assert load_data(f"task:vtab/dtd?root={tmp_path}").class_names[:2] == ("0", "1")
+    for lines, words in (
+        (["banded"], "has 1 lines, expected one for each of 47"),
+        (["banded"] * 47, "names a class twice"),
+    ):
+        names.write_text("\n".join(lines))
+        with pytest.raises(DataError, match=words):
+            load_data(f"task:vtab/dtd?root={tmp_path}")
+    names.write_text("\n".join(f"kind {i}" for i in range(47)))
+    assert load_data(f"task:vtab/dtd?root={tmp_path}").class_names[:2] == ("kind 0", "kind 1")
+    (tmp_path / "dtd").rename(tmp_path / "mine")
+    assert load_data(tmp_path / "mine").num_classes == 47  # more than the lists have
+    with pytest.raises(DataError, match=r"say task:vtab/dtd\?root=ROOT"):
+        load_data("vtab/dtd")
+
+
 def test_readers_know_the_keys_of_dtd_and_pets() -> None:
-    base = SimpleNamespace(_image_files=[Path("/dtd/images/banded/banded_0002.jpg")], _labels=[0])
-    (record,) = READERS["DTD"](lambda name, split: base)["validation"]
+    base = SimpleNamespace(_image_files=[Path("/dtd/images/banded/banded_0002.jpg")], _labels=[0], classes=["a"])
+    (record,) = READERS["DTD"](lambda name, split: base).splits["validation"]
     assert (record.key, record.name) == ("banded/banded_0002.jpg", "banded/banded_0002.jpg")
-    pets = SimpleNamespace(_images=[Path("/images/Abyssinian_100.jpg")], _labels=[0])
-    (record,) = READERS["OxfordIIITPet"](lambda name, split: pets)["train"]
+    pets = SimpleNamespace(_images=[Path("/images/Abyssinian_100.jpg")], _labels=[0], classes=["a"])
+    (record,) = READERS["OxfordIIITPet"](lambda name, split: pets).splits["train"]
     assert record.key == "Abyssinian_100.jpg"
     assert Part("train", 80) == rule("oxford_iiit_pet").val
 

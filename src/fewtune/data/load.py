@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewtune.data import libraries
-from fewtune.data.catalog import Declaration, declaration, find_folder
+from fewtune.data.catalog import ALIASES, DECLARATIONS, Declaration, declaration, find_folder
 from fewtune.data.formats import format_of
 from fewtune.data.formats.folders import class_folders
 from fewtune.data.formats.masks import LOOKED, MASKS, by_hash
@@ -189,6 +189,10 @@ def _mask_data(spec: str | Path) -> MaskData:
 
 def _missing(path: Path) -> str:
     """What to say of a path that does not exist: the first part that is not there, and what is near it."""
+    if str(path) in (*DECLARATIONS, *ALIASES):
+        return (
+            f"{path} is a published data set and no path: say task:{path}?root=ROOT, ROOT being the folder it lies in"
+        )
     parent = path.absolute()
     while not parent.exists():
         missing, parent = parent.name, parent.parent

@@ -7,18 +7,25 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from fewtune.data.formats.vtab import NAMES
 from fewtune.data.vtab_draw import Draw, Record, drawn
 from fewtune.errors import DataError, Progress
 from fewtune.files import write_text
 
 Load = Callable[..., Any]
 """torchvision's data set of a name, with the arguments that choose a split."""
-Splits = dict[str, list[Record]]
+
+
+class Public(NamedTuple):
+    """A public data set: all records by split of TensorFlow Datasets, and the classes in the order of the labels."""
+
+    splits: dict[str, list[Record]]
+    classes: tuple[str, ...]
 
 
 def prepare_task(rule: Draw, folder: Path, load: Load, progress: Progress) -> Path:
@@ -35,7 +42,8 @@ def prepare_task(rule: Draw, folder: Path, load: Load, progress: Progress) -> Pa
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} holds other files, and not the lists of a VTAB-1k task; move it away")
-    lists = drawn(rule, READERS[rule.archive](load))
+    public = READERS[rule.archive](load)
+    lists = drawn(rule, public.splits)
     records = {record.name: record for records in lists.values() for record in records}
     progress(f"writing {len(records):,} images and {len(lists)} lists to {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +54,7 @@ def prepare_task(rule: Draw, folder: Path, load: Load, progress: Progress) -> Pa
         for name, listed in lists.items():
             lines = [f"images/{record.name} {record.label}" for record in listed]
             write_text(part / name, "\n".join(lines) + "\n")
+        write_text(part / NAMES, "\n".join(public.classes) + "\n")
         if folder.is_dir():
             folder.rmdir()
         part.rename(folder)
@@ -78,42 +87,49 @@ def _files(paths: Sequence[str | Path], labels: Sequence[int], parents: int = 0)
     return [Record(name, int(label), name, Path(path)) for name, path, label in zip(names, paths, labels, strict=True)]
 
 
-def _cifar(load: Load) -> Splits:
+def _cifar(load: Load) -> Public:
     parts = {split: load("CIFAR100", train=split == "train") for split in ("train", "test")}
-    return {split: _pixels(split, part.data, part.targets) for split, part in parts.items()}
+    splits = {split: _pixels(split, part.data, part.targets) for split, part in parts.items()}
+    return Public(splits, tuple(parts["train"].classes))
 
 
-def _svhn(load: Load) -> Splits:
+def _svhn(load: Load) -> Public:
     parts = {split: load("SVHN", split=split) for split in ("train", "test")}
-    return {split: _pixels(split, part.data.transpose(0, 2, 3, 1), part.labels) for split, part in parts.items()}
+    splits = {split: _pixels(split, part.data.transpose(0, 2, 3, 1), part.labels) for split, part in parts.items()}
+    return Public(splits, tuple("0123456789"))
 
 
-def _dtd(load: Load) -> Splits:
-    parts = {split: load("DTD", split=name) for split, name in _NAMES.items()}
-    return {split: _files(part._image_files, part._labels, parents=1) for split, part in parts.items()}
+def _dtd(load: Load) -> Public:
+    parts = {split: load("DTD", split=name) for split, name in _SPLITS.items()}
+    splits = {split: _files(part._image_files, part._labels, parents=1) for split, part in parts.items()}
+    return Public(splits, tuple(parts["train"].classes))
 
 
-def _flowers(load: Load) -> Splits:
-    parts = {split: load("Flowers102", split=name) for split, name in _NAMES.items()}
-    return {split: _files(part._image_files, part._labels) for split, part in parts.items()}
+def _flowers(load: Load) -> Public:
+    parts = {split: load("Flowers102", split=name) for split, name in _SPLITS.items()}
+    splits = {split: _files(part._image_files, part._labels) for split, part in parts.items()}
+    return Public(splits, tuple(parts["train"].classes))
 
 
-def _pets(load: Load) -> Splits:
+def _pets(load: Load) -> Public:
     parts = {split: load("OxfordIIITPet", split=name) for split, name in (("train", "trainval"), ("test", "test"))}
-    return {split: _files(part._images, part._labels) for split, part in parts.items()}
+    splits = {split: _files(part._images, part._labels) for split, part in parts.items()}
+    return Public(splits, tuple(parts["train"].classes))
 
 
-def _eurosat(load: Load) -> Splits:
-    paths, labels = zip(*load("EuroSAT").samples, strict=True)
+def _eurosat(load: Load) -> Public:
+    images = load("EuroSAT")
+    paths, labels = zip(*images.samples, strict=True)
     records = _files(paths, labels, parents=1)
-    return {"train": [record._replace(key=record.name.replace("/", "_", 1)) for record in records]}
+    splits = {"train": [record._replace(key=record.name.replace("/", "_", 1)) for record in records]}
+    return Public(splits, tuple(images.classes))
 
 
-_NAMES = {"train": "train", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 """TensorFlow Datasets' names of splits, and torchvision's."""
 
-READERS: dict[str, Callable[[Load], Splits]] = {
+READERS: dict[str, Callable[[Load], Public]] = {
     "CIFAR100": _cifar, "SVHN": _svhn, "DTD": _dtd, "Flowers102": _flowers, "OxfordIIITPet": _pets,
     "EuroSAT": _eurosat,
 }  # fmt: skip
-"""By the name of torchvision's data set: all its records, by split of TensorFlow Datasets."""
+"""By the name of torchvision's data set."""

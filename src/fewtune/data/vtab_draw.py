@@ -66,7 +66,8 @@ class Draw:
         return f"{how}, by VTAB's rule; unchecked: no published list was at hand"
 
 
-_SPLIT_IN_THREE = {"train": Part("train"), "val": Part("validation"), "test": Part("test")}
+_THREE = (Part("train"), Part("validation"), Part("test"))
+"""The parts where the authors' own division has validation images."""
 
 DRAWS: dict[str, Draw | str] = {
     "cifar": Draw(
@@ -74,9 +75,9 @@ DRAWS: dict[str, Draw | str] = {
         "9562aad2adc80f487ea24594b5014fe33524ecf50f400169f117396d9c52b383",
     ),
     "caltech101": "not by rule: TensorFlow Datasets draws its training images in the order of a directory listing",
-    "dtd": Draw("DTD", {"train": 1_880, "validation": 1_880, "test": 1_880}, **_SPLIT_IN_THREE),
+    "dtd": Draw("DTD", {"train": 1_880, "validation": 1_880, "test": 1_880}, *_THREE),
     "oxford_flowers102": Draw(
-        "Flowers102", {"train": 1_020, "validation": 1_020, "test": 6_149}, **_SPLIT_IN_THREE
+        "Flowers102", {"train": 1_020, "validation": 1_020, "test": 6_149}, *_THREE
     ),
     "oxford_iiit_pet": Draw(
         "OxfordIIITPet", {"train": 3_680, "test": 3_669}, Part("train", 0, 80), Part("train", 80), Part("test")

@@ -31,6 +31,8 @@ CLASSES = {
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 JOINT = "train800val200.txt"
+NAMES = "classes.txt"
+"""The names of the classes, a line each in the order of the numbers; VTAB-1k's own folders have no such file."""
 
 
 def recognise(path: Path) -> bool:
@@ -42,7 +44,8 @@ def list_vtab(folder: Path, expected: Expected) -> Listing:
     """800 images to train, 200 to validate, the rest to test; a line of a list is "path label", the class's number.
 
     Without train800.txt and val200.txt the 1,000 images of train800val200.txt are the training images. The number of
-    classes is the expected one, else that of the task after which the folder is named, else told by the lists.
+    classes is the expected one, else that of the task after which the folder is named, else told by classes.txt, else
+    by the lists. Without classes.txt the classes are called by their numbers.
     """
     listing = Listing(folder.name)
     files = dict(LISTS)
@@ -51,9 +54,12 @@ def list_vtab(folder: Path, expected: Expected) -> Listing:
         files = {"train": JOINT, "test": LISTS["test"]}
     listed = {split: _read(folder, name, listing.faults) for split, name in files.items()}
     numbers = sorted({label for entries in listed.values() for _, label in entries})
-    known = expected.classes or CLASSES.get(folder.name)
+    names = _names(folder, listing)
+    known = expected.classes or CLASSES.get(folder.name) or len(names)
     classes = known or len(numbers)
-    listing.class_names = tuple(map(str, range(classes)))
+    if names and len(names) != classes:
+        listing.faults.append(f"{folder / NAMES} has {len(names)} lines, expected one for each of {classes} classes")
+    listing.class_names = names or tuple(map(str, range(classes)))
     why = "this task has" if known else "the lists have"
     for split, entries in listed.items():
         listing.faults += [
@@ -66,6 +72,16 @@ def list_vtab(folder: Path, expected: Expected) -> Listing:
         listing.splits[split] = listed_items(entries, roots, _as_it_is, listing.faults)
     _compare_joint(folder, listed, listing)
     return listing
+
+
+def _names(folder: Path, listing: Listing) -> tuple[str, ...]:
+    """The names of the classes; empty where there is no list of them."""
+    path = folder / NAMES
+    text = read_list(path, "", listing.faults) if path.is_file() else None
+    names = tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+    if len(set(names)) < len(names):
+        listing.faults.append(f"{path} names a class twice")
+    return names
 
 
 def _as_it_is(label: Label) -> Label:
