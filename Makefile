@@ -7,7 +7,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test examples lint wheel demo test-lowest clean
+.PHONY: help install test examples docs lint wheel demo test-lowest clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -17,7 +17,7 @@ install: $(VENV)/.installed  ## a virtual environment with fewtune, all extras a
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,docs,dev]'
 	touch $@
 
 test: install  ## all tests, on the CPU
@@ -25,6 +25,9 @@ test: install  ## all tests, on the CPU
 
 examples: install  ## every script in examples/
 	set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: install  ## the site, in build/docs; its tutorials run, a warning is an error
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html docs build/docs
 
 lint: install  ## style, types, who imports whom
 	$(BIN)/ruff check .

@@ -29,10 +29,13 @@ MUCH = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """How far two selections share their connections.
+    """How many connections two selections share, and how many two random ones would.
 
-    ``jaccard``: |A and B| / |A or B|. ``shared``: |A and B| / min(|A|, |B|). ``chance_jaccard`` and ``chance_shared``:
-    what independent random choices with the same number of connections in each neuron would give on average.
+    Attributes:
+        jaccard: connections in both, divided by connections in either.
+        shared: connections in both, divided by the size of the smaller selection.
+        chance_jaccard: the mean of ``jaccard`` for random selections with the same number of connections a neuron.
+        chance_shared: the same for ``shared``.
     """
 
     jaccard: float

@@ -15,7 +15,7 @@ from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 def magnitude_importance(
     model: nn.Module, head: HeadSpec = ASK_MODEL, *, roles: Mapping[str, str | Role] | None = None
 ) -> Scores:
-    """|w| of every connection (the paper's "Magnitude"); arguments as in `gradient_importance`."""
+    """The absolute value of every weight (the paper's "Magnitude"); arguments as in `gradient_importance`."""
     anatomy, weights = scored_weights(model, head, roles)
     return Scores({name: weight.detach().abs() for name, weight in weights.items()}, anatomy)
 
