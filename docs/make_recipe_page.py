@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fewtune.config import DataKeys, MachineKeys, MethodKeys, OptimiserKeys, Recipe, SearchKeys
 from fewtune.methods import gps
+from fewtune.methods.reach import KeptSettings
 
 INTRODUCTION = """# Every setting of a run
 
@@ -26,6 +27,7 @@ GROUPS = {
     "Data": list(DataKeys.model_fields),
     "Selection": list(gps.Settings.model_fields),
     "Other methods": [key for key in MethodKeys.model_fields if key not in gps.Settings.model_fields],
+    "What lies below the reach": list(KeptSettings.model_fields),
     "Optimisation": list(OptimiserKeys.model_fields),
     "Search": list(SearchKeys.model_fields),
     "Machine": list(MachineKeys.model_fields),

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, ValidationInfo, create_model, field
 
 from fewtune.errors import ConfigError, nearest
 from fewtune.methods import METHODS, Method, Settings, gps
+from fewtune.methods.reach import KeptSettings
 
 
 def _settings(methods: Iterable[Method]) -> tuple[type[Settings], ...]:
@@ -157,11 +158,21 @@ class MachineKeys(Settings):
         return str(value) if isinstance(value, int) else value
 
 
-CLASSES_ONLY = ("shots", "ood", "cache", "label_smoothing", "mixup", "cutmix", "class_weights", "regularisation")
+CLASSES_ONLY = (
+    "shots",
+    "ood",
+    "cache",
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    "class_weights",
+    "regularisation",
+    "keep_prefix",
+)
 """Settings that mean something for classification alone."""
 
 
-class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, DataKeys):
+class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, DataKeys):
     """Every setting of one run."""
 
     model: str = Field(description="timm:NAME, hf:ID, torchvision:NAME, file:PATH or demo:NAME")
@@ -188,6 +199,22 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, MethodKeys, DataKeys):
         if given is not None and not METHODS[self.method].excludes:
             able = ", ".join(name for name, method in METHODS.present.items() if method.excludes)
             raise ValueError(f"{given}: method={self.method} cannot leave modules out; take {able}, or no {given}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> Recipe:
+        if self.keep_prefix == "none":
+            return self
+        given = [key for key in ("mixup", "cutmix", "checkpoint_activations") if getattr(self, key)]
+        if self.reach is None:
+            raise ValueError("keep_prefix: without a reach nothing lies below it; say reach=6, for instance")
+        if given:
+            raise ValueError(f"keep_prefix: with {given[0]} images do not go through the frozen blocks one by one")
+        if self.augment in ("flip", "fgvc") and self.prefix_views is None:
+            raise ValueError(
+                f"keep_prefix: augment={self.augment} shows other pixels in every epoch; take augment=plain, or "
+                "prefix_views=4, for instance, to keep four views of each image and show them in turn"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import fewtune
 from fewtune.errors import ConfigError, ModelError, SelectionError
-from fewtune.methods.reach import find_border, below_reach
+from fewtune.methods.reach import below_reach, find_border
 from fewtune.tasks import fit, load_task, prepare
 from runs import coloured_folder, tiny_recipe
 

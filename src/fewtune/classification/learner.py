@@ -31,7 +31,7 @@ class Classifier(Learner):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C]."""
-        return logits(self.model(images))
+        return logits(self.outputs(images))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, a scalar."""

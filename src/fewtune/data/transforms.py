@@ -107,6 +107,9 @@ class Normalised:
         self.mean = 255 * torch.tensor(mean)[:, None, None]
         self.scale = 1 / (255 * torch.tensor(std))[:, None, None]
 
+    def __repr__(self) -> str:
+        return f"Normalised(mean={self.mean.flatten().tolist()}, scale={self.scale.flatten().tolist()})"
+
     def __call__(self, image: Any) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).mul_(self.scale)

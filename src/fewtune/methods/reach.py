@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import Field
 from torch import nn
 
 from fewtune.errors import ConfigError, ModelError
-from fewtune.methods.base import Excluding, S
+from fewtune.methods.base import Excluding, S, Settings
 from fewtune.methods.blocks import KNOWN, find_blocks, find_trunk, lineage
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -22,6 +24,19 @@ STAGES: dict[str, tuple[str, ...]] = {
     "torchvision.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
 }
 """Class of a convolutional network -> the attribute that lists its stages, or one attribute a stage."""
+
+
+class KeptSettings(Settings):
+    """Whether what lies below the reach is computed once for each image, and kept."""
+
+    keep_prefix: Literal["none", "float32", "float16"] = Field(
+        "none", description="compute what the first trained block is given once for each image and keep it on disk; "
+        "float16 takes half the space",
+    )  # fmt: skip
+    prefix_views: int | None = Field(
+        None, gt=0, description="for augment=flip or fgvc: so many augmented views of each image are kept, one an epoch"
+    )
+    prefix_limit: float = Field(20.0, gt=0, description="GB that all that is kept may take")
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,8 @@ def find_border(model: nn.Module, reach: int) -> Border:
 
 
 def below_reach(model: nn.Module, reach: int) -> tuple[str, ...]:
-    """Names of the modules and parameters before the last `reach` blocks or stages, for ``exclude=`` of `fewtune.select` and
-    `fewtune.gradient_importance`.
+    """Names of the modules and parameters before the last `reach` blocks or stages, as ``exclude=`` of
+    `fewtune.select` and `fewtune.gradient_importance` takes them.
 
     Raises: as `find_border`.
     """

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.config import Recipe
-from fewtune.errors import FewtuneError
-from fewtune.methods.reach import find_border
+from fewtune.errors import ConfigError, FewtuneError
+from fewtune.methods.reach import Border, find_border
 from fewtune.training.ema import Average
-from fewtune.training.loaders import image_loader, seed_all
+from fewtune.training.kept import KeptPrefix
+from fewtune.training.loaders import SeededImages, keyed_loader, seed_all
 
 SHOWN_FILES = 8
 
@@ -47,6 +48,7 @@ class Learner(pl.LightningModule):
         self.attach = attach
         self.tuner: Any = None
         self.average: Average | None = None
+        self.kept: KeptPrefix | None = None
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
         self.earlier = 0.0
@@ -77,12 +79,28 @@ class Learner(pl.LightningModule):
                 self.average = Average(self.tuner, self.recipe.ema)
         self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
         if self.recipe.reach is not None:
-            for module in find_border(self.model, self.recipe.reach).below.values():
+            border = find_border(self.model, self.recipe.reach)
+            if self.recipe.keep_prefix != "none" and self.kept is None:
+                self.kept = self._keep(border)
+            for module in border.below.values():
                 module.eval()  # what is frozen is not disturbed by dropout either
 
+    def _keep(self, border: Border) -> KeptPrefix:
+        """What lies below the border, computed once for each image."""
+        if self.trainer.world_size > 1:
+            raise ConfigError("keep_prefix works in one process; take devices=1, or keep_prefix=none")
+        self.model.to(self.trainer.strategy.root_device)
+        with self.trainer.precision_plugin.forward_context():
+            return KeptPrefix.of(self.model, border, self.recipe, self.splits)
+
+    def outputs(self, images: Tensor) -> Any:
+        """What the model returns for a batch: of images, or of what is kept of them."""
+        return self.model(images) if self.kept is None else self.kept.outputs(images)
+
     def _loader(self, which: str, shuffle: bool) -> Any:
-        return image_loader(
-            self.splits[which],
+        items = SeededImages(self.splits[which], self.recipe.seed) if self.kept is None else self.kept.images[which]
+        return keyed_loader(
+            items,
             self.recipe.batch_size,
             seed=self.recipe.seed,
             epoch=self.trainer.current_epoch if shuffle else 0,

@@ -80,15 +80,31 @@ def image_loader(
     world: int = 1,
     rank: int = 0,
 ) -> DataLoader:
-    """Batches (images, labels, indices) of a split, this process's share of them.
+    """Batches (images, labels, indices) of a split, this process's share of them; see `keyed_loader`."""
+    shared: dict[str, Any] = {"shuffle": shuffle, "workers": workers, "world": world, "rank": rank}
+    return keyed_loader(SeededImages(split, seed), batch_size, seed=seed, epoch=epoch, **shared)
+
+
+def keyed_loader(
+    items: Dataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = False,
+    workers: int = 0,
+    world: int = 1,
+    rank: int = 0,
+) -> DataLoader:
+    """Batches of what `items[epoch, index]` gives, (images, labels, indices), this process's share of them.
 
     Shares of several processes have equal length; the last ones repeat an image where the split does not divide,
     and the indices tell which.
     """
-    sampler = EpochSampler(split, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+    sampler = EpochSampler(items, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
     sampler.set_epoch(epoch)
     return DataLoader(
-        SeededImages(split, seed),
+        items,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,

@@ -52,7 +52,9 @@ class Listed(Protocol):
 S = TypeVar("S", bound=Listed)
 
 
-def _digests(images: Listed) -> list[bytes]:
+def content_digests(images: Listed) -> list[bytes]:
+    """The digest of every image."""
+
     def digest(index: int) -> bytes:
         file = images.file(index)
         if file is not None:
@@ -78,7 +80,7 @@ def _looks(images: Listed) -> np.ndarray:
 def record(parts: Iterable[Listed | None]) -> dict[str, Any]:
     """What a task file keeps of the images of `parts`: able to go into JSON, the same for any order of the images."""
     present = [part for part in parts if part is not None]
-    digests = sorted({digest for part in present for digest in _digests(part)})
+    digests = sorted({digest for part in present for digest in content_digests(part)})
     found: dict[str, Any] = {"images": sum(map(len, present)), "sha256": base64.b64encode(b"".join(digests)).decode()}
     if found["images"] <= LOOKED_AT:
         looks = np.unique(np.concatenate([_looks(part) for part in present])).astype(">u8")
@@ -106,7 +108,7 @@ class Seen:
 
     def among(self, images: Listed) -> np.ndarray:
         """Which of the images were seen, bool [N]."""
-        return np.array([digest in self.digests for digest in _digests(images)], dtype=bool)
+        return np.array([digest in self.digests for digest in content_digests(images)], dtype=bool)
 
     def alike(self, images: Listed) -> list[str]:
         """Names of images that look like one that was seen; none where nothing is known of looks."""
@@ -238,5 +240,5 @@ def _split_again(
         same = Path(data).resolve() == Path(metadata["recipe"].get("data", "")).resolve()
     else:
         parts = [part for part in (found.train, found.val) if part is not None]
-        same = seen.digests == {digest for part in parts for digest in _digests(part)}
+        same = seen.digests == {digest for part in parts for digest in content_digests(part)}
     return found if same else None
