@@ -18,6 +18,9 @@ TASK_FILE = "delta.safetensors"
 WAIT = (2.5, 10.0, 10.0, 2.5)
 """Seconds to wait for a connection, for an answer, for sending, and for a free connection."""
 
+READ_OFFLINE = "what was downloaded before is read by its whole commit hash"
+"""What can be done without a network."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<file>[^@]+))?")
 _BEGINS = re.compile(r"hf:/")
@@ -55,6 +58,15 @@ class Fetched:
 def is_address(path: str | Path) -> bool:
     """Whether a path names a file of the hub."""
     return _BEGINS.match(str(path)) is not None
+
+
+def pinned(path: str | None) -> str | None:
+    """A path as it is, and the address of a file of the hub with the commit that it names now.
+
+    Raises:
+        DeltaError, MissingExtra: as `resolve`.
+    """
+    return path if path is None or not is_address(path) else str(resolve(path))
 
 
 def address(text: str | Path) -> Address:
@@ -120,8 +132,8 @@ def library() -> Any:
 
 
 @contextmanager
-def one_line_errors(wanted: Address) -> Iterator[None]:
-    """What the hub's client raises, as a DeltaError that says in one line what to do."""
+def one_line_errors(wanted: Address, offline: str = READ_OFFLINE) -> Iterator[None]:
+    """What the hub's client raises, as a DeltaError that says in one line what to do; `offline`: without a network."""
     from huggingface_hub import errors
 
     try:
@@ -149,10 +161,7 @@ def one_line_errors(wanted: Address) -> Iterator[None]:
     except Exception as error:
         if not _of_the_network(error):
             raise
-        raise DeltaError(
-            f"{wanted}: the hub cannot be reached ({one_line(error)[:100]}); what was downloaded before is read by its "
-            "whole commit hash"
-        ) from error
+        raise DeltaError(f"{wanted}: the hub cannot be reached ({one_line(error)[:100]}); {offline}") from error
 
 
 def _of_the_network(error: BaseException) -> bool:
@@ -164,9 +173,9 @@ def _of_the_network(error: BaseException) -> bool:
 def _refused(error: Any, wanted: Address) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
-        return f"the hub knows you not, so {wanted.repo} is closed to you: `hf auth login`, or set HF_TOKEN"
+        return f"the hub does not accept your token for {wanted.repo}: `hf auth login`, or set HF_TOKEN to a valid one"
     if status == 403:
         return (
-            f"your token of the hub may not do this with {wanted.repo}: it needs the right to it (to write, for push)"
+            f"your token may not do this with {wanted.repo}: take one with that right (to push: a token that may write)"
         )
     return f"the hub did not answer for {wanted.repo}: {one_line(error)[:200]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import fewtune as library
 from fewtune.errors import DeltaError
 from fewtune.hub import Address, address
 from fewtune.tasks import fit
-from hub_server import TOKEN, Hub, hub_server
+from hub_server import TOKEN, Hub, hub_environment, hub_server, point_client_at
 from runs import coloured_folder, fewtune, tiny_recipe
 
 REPO = "birds/few"
@@ -49,9 +48,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 @pytest.fixture
 def settings(case: Case, tmp_path: Path) -> dict[str, str]:
-    """The environment of a user with an empty cache and no token. (The client reads it when it is imported.)"""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return {**kept, "HF_ENDPOINT": case.hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    """The environment of a user with an empty cache and no token."""
+    return hub_environment(case.hub, tmp_path / "hf")
 
 
 def _refused(where: str, settings: dict[str, str]) -> str:
@@ -110,6 +108,18 @@ def test_what_is_missing_is_refused_in_one_line(case: Case, settings: dict[str, 
     assert "cannot be reached" in _refused(f"hf://{REPO}", nowhere)
     assert "cannot be reached" in _refused(f"hf://{REPO}@{case.first}", nowhere)
     assert "HF_HUB_OFFLINE" in _refused(f"hf://{REPO}", {**settings, "HF_HUB_OFFLINE": "1"})
+
+
+def test_a_run_records_the_commit_of_the_task_file_that_its_recipe_names(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tiny_recipe(case.data, method="full", epochs=1, warmup_epochs=0), tmp_path / "full")
+    sha = case.hub.commit("birds/full", {"delta.safetensors": (tmp_path / "full" / "delta.safetensors").read_bytes()})
+    point_client_at(case.hub.url, tmp_path, monkeypatch)
+    recipe = tiny_recipe(case.data, importance="oracle", oracle="hf://birds/full@main", epochs=1, warmup_epochs=0)
+    fit(recipe, tmp_path / "run")
+    fit(recipe, tmp_path / "run", resume=True)  # which compares the recipe with what was recorded
+    assert f"oracle: hf://birds/full@{sha}/delta.safetensors" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_addresses() -> None:

@@ -1,12 +1,14 @@
 """Files that fewtune 0.1.0 wrote (tests/data_files/v0_1, made by its write.py) are read today, and give what they gave.
 
-Numbers are compared to the bit where torch's version and the CPU's instructions are those of the files, else closely.
+Numbers are compared closely, or to the bit where FEWTUNE_SAME_MACHINE=1 says that this machine wrote the files: CPUs
+of one instruction set still round differently.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from runs import coloured_folder
 pytestmark = pytest.mark.filterwarnings("ignore")
 FILES = Path(__file__).parents[1] / "data_files/v0_1"
 EXPECTED: dict[str, Any] = json.loads((FILES / "expected.json").read_text())
-SAME_MACHINE = (EXPECTED["torch"], EXPECTED["cpu"]) == (torch.__version__, torch.backends.cpu.get_cpu_capability())
+SAME_MACHINE = os.environ.get("FEWTUNE_SAME_MACHINE") == "1"
 GRID: dict[str, Any] = {
     "settings": {
         "model": "hf:vit", "image_size": 32, "test_fraction": 0.25, "epochs": 3, "batch_size": 8, "accelerator": "cpu",

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from browser import needs_browser, opened
-from fewtune.config import recipe_from
 from fewtune.errors import ConfigError
 from fewtune.metrics import paired_bootstrap
 from fewtune.report import write_report
 from fewtune.report.page import difference, result
 from fewtune.report.reading import read_run
 from fewtune.tasks import fit
-from masks import mask_folder
+from masks import mask_folder, tiny_mask_recipe
 from runs import arguments, coloured_folder, fewtune, tiny_recipe
 
 
@@ -38,12 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     data, masks = coloured_folder(root / "data"), mask_folder(root / "scenes", count=16)
     fit(tiny_recipe(data, epochs=3, warmup_epochs=1), root / "gps")
     fit(tiny_recipe(data, epochs=3, warmup_epochs=1, method="bias"), root / "bias")
-    settings = {
-        "task": "segmentation", "model": "timm:test_vit", "pretrained": False, "image_size": 32,
-        "data": str(masks), "test_fraction": 0.25, "epochs": 3, "warmup_epochs": 1, "batch_size": 4,
-        "accelerator": "cpu",
-    }  # fmt: skip
-    fit(recipe_from(settings), root / "masks")
+    fit(tiny_mask_recipe(masks), root / "masks")
     return Runs(root / "gps", root / "bias", root / "masks")
 
 

@@ -8,6 +8,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fewtune.config import Recipe, recipe_from
+
+SETTINGS: dict[str, Any] = {
+    "task": "segmentation",
+    "model": "timm:test_vit",
+    "pretrained": False,
+    "image_size": 32,
+    "test_fraction": 0.25,
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "batch_size": 4,
+    "accelerator": "cpu",
+}
+
 
 def scene(number: int, width: int = 40, height: int = 30) -> tuple[Image.Image, np.ndarray]:
     """An image and its mask, bool [height, width]; no other number gives the same."""
@@ -35,3 +49,8 @@ def mask_folder(root: Path, count: int = 12, first: int = 0, **options: Any) -> 
     for number in range(first, first + count):
         write_scene(root, f"scene{number:02d}", number, width=36 + number % 5, height=28 + number % 3, **options)
     return root
+
+
+def tiny_mask_recipe(data: Path, **changes: Any) -> Recipe:
+    """A recipe that trains a random ViT with a linear decoder in a second or two."""
+    return recipe_from({**SETTINGS, "data": str(data), **changes})

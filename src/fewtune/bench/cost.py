@@ -24,7 +24,7 @@ from fewtune.errors import ConfigError, ModelError, TuningError
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.base import Batch, S
 from fewtune.methods.reach import within_reach
-from fewtune.models import Backbone, load_backbone, logits
+from fewtune.models import Backbone, channels_last, load_backbone, logits
 from fewtune.objectives import CrossEntropy, Objective, SupCon
 from fewtune.training.loaders import pick_device
 from fewtune.training.memory import held_memory, peak_memory, reset_peak_memory
@@ -56,9 +56,11 @@ class Setting:
     def backbone(self) -> Backbone:
         """The plain model, the same on every call."""
         size, random = self.image_size, self.seed
-        return load_backbone(
+        backbone = load_backbone(
             self.model, num_classes=self.classes, image_size=size, pretrained=self.pretrained, seed=random
         )
+        channels_last(backbone.model)
+        return backbone
 
     def batch_of_noise(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images [B, 3, S, S] and labels [B], the same on every call."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewtune.data.transforms import eval_transform
 from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file
-from fewtune.models import Backbone, backbone_from_description
+from fewtune.models import Backbone, backbone_from_description, channels_last
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load_classifier(path: str | Path, progress: Progress | None = None) -> Loade
         raise DeltaError(f"{path} is of a {kind} run, expected one of classification")
     class_names = tuple(str(name) for name in delta.metadata["class_names"])
     backbone = backbone_from_description(delta.metadata["backbone"], len(class_names), progress)
-    tuner = delta.apply(backbone.model)
+    tuner = delta.apply(channels_last(backbone.model))
     backbone.model.eval()
     transform = eval_transform(delta.metadata.get("transform", "none"), backbone)
     return LoadedClassifier(delta, backbone, class_names, transform, tuner)

@@ -18,7 +18,7 @@ from fewtune.data.transforms import two_views
 from fewtune.errors import ConfigError, DataError
 from fewtune.files import write_csv
 from fewtune.methods import Tuner
-from fewtune.models import Backbone, check_name, load_backbone
+from fewtune.models import Backbone, channels_last, check_name, load_backbone
 from fewtune.objectives import CrossEntropy, Objective, SupCon
 from fewtune.training.learner import Learner
 from fewtune.training.loaders import image_loader, pick_device
@@ -146,6 +146,7 @@ def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
         progress=log.info,
     )
     _refuse_cut_patches(backbone)
+    channels_last(backbone.model)
     if recipe.checkpoint_activations:
         recompute_activations(backbone.model, recipe.model)
     return backbone

@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from fewtune.cli import bench, data, delta, demo, evaluate, export, fit, ood, predict, recipes, report, select, serve
+from fewtune.cli import (
+    bench,
+    data,
+    delta,
+    demo,
+    evaluate,
+    export,
+    fit,
+    ood,
+    predict,
+    push,
+    recipes,
+    report,
+    select,
+    serve,
+)
 
 app = typer.Typer(
     name="fewtune",
@@ -35,6 +50,7 @@ app.command("select")(select.select)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("push")(push.push)
 app.command("serve")(serve.serve)
 app.command("ood")(ood.ood)
 app.command("report")(report.report)

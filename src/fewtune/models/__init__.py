@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from fewtune.errors import ConfigError, MissingExtra, ModelError
-from fewtune.models.backbone import Backbone, logits
+from fewtune.models.backbone import Backbone, channels_last, logits
 
-__all__ = ["Backbone", "backbone_from_description", "check_name", "load_backbone", "logits"]
+__all__ = ["Backbone", "backbone_from_description", "channels_last", "check_name", "load_backbone", "logits"]
 
 PREFIXES = ("timm", "hf", "torchvision", "file", "demo")
 

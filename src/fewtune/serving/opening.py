@@ -13,7 +13,7 @@ from torch import Tensor
 from fewtune.data.transforms import Transform, eval_transform
 from fewtune.errors import DataError, FewtuneError
 from fewtune.methods import load_task_file
-from fewtune.models import Backbone, backbone_from_description, load_backbone
+from fewtune.models import Backbone, backbone_from_description, channels_last, load_backbone
 from fewtune.serving.bank import TaskBank
 from fewtune.serving.folder import TaskFolder
 
@@ -74,7 +74,7 @@ def open_bank(
         loaded = backbone_from_description(described, described.get("num_classes") or 1, progress)
     else:
         loaded = load_backbone(backbone, num_classes=1, progress=progress)
-    loaded.model.to(device)
+    channels_last(loaded.model).to(device)
     bank = TaskBank(loaded)
     followed = TaskFolder(bank, folder)
     followed.refresh()

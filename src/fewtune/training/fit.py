@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_csv, write_json
+from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.reach import find_border
 from fewtune.training.learner import Learner, NonFiniteLoss
@@ -65,6 +66,8 @@ def fit(
         OSError: the folder cannot be written.
     """
     folder, main = RunFolder(Path(out)), is_main()
+    if recipe is not None and is_address(recipe.oracle or ""):
+        recipe = recipe.changed(oracle=pinned(recipe.oracle))
     if main:
         folder.check(resume=resume, overwrite=overwrite)
     begun = folder.config.exists() and (resume or (search and not main))

@@ -1,0 +1,30 @@
+"""`fewtune push`: a run's task file on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    repository: Annotated[str, typer.Argument(help="org/name; it is made where it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to; left out, the main one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Publish the task file with a model card made from the run, by your own token (`hf auth login`, or HF_TOKEN).
+
+    Of local paths in the task file only the last part is published.
+    """
+    from fewtune.cli.output import print_json
+    from fewtune.publish import push as publish
+    from fewtune.publish.push import to_json, told
+
+    made = publish(run, repository, private=private, revision=revision)
+    if as_json:
+        print_json(to_json(made))
+    else:
+        print("\n".join(told(made)))
