@@ -116,12 +116,18 @@ else:
 
 
 class SearchKeys(Settings):
-    """What `--search` tries; every pair is one short run judged on validation images."""
+    """What `--search` tries; every trial is one short run judged on validation images."""
 
-    search_lr: tuple[float, ...] = Field((3e-4, 1e-3, 3e-3, 1e-2), min_length=1)
-    search_k: tuple[float, ...] = Field((1.0, 5.0), min_length=1)
-    search_drop_path: tuple[float, ...] = Field((), description="left out: drop_path is not searched")
+    search_lr: tuple[float, ...] = Field(
+        (3e-4, 1e-3, 3e-3, 1e-2), min_length=1, description="tried first; then values between the ends"
+    )
+    search_k: tuple[float, ...] = Field((1.0, 5.0), min_length=1, description="one of these")
+    search_drop_path: tuple[float, ...] = Field((), description="one of these; left out, drop_path is not searched")
     search_epochs: int = Field(5, gt=0, description="epochs of each short run")
+    search_trials: int | None = Field(
+        None, gt=0, description="short runs; left out, as many as the lists have combinations, or as time allows"
+    )
+    search_seconds: float | None = Field(None, gt=0, description="no short run begins later; also as --time 20min")
 
     @field_validator("search_lr", "search_k")
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -140,30 +139,6 @@ def test_a_bad_start_leaves_no_folder(images: Path, tmp_path: Path) -> None:
     with pytest.raises(fewtune.FewtuneError):
         fit(tiny_recipe(images, model="timm:test_vti"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_search_scores_once_and_trains_with_the_best(images: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    calls = []
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        calls.append(arguments)
-        return fewtune.gradient_importance(*arguments, **options)
-
-    monkeypatch.setattr("fewtune.methods.criteria.gradient_importance", counted)
-    recipe = tiny_recipe(images, epochs=2, search_lr=[1e-6, 1e-2], search_k=[1, 3], search_epochs=2)
-    result = fit(recipe, tmp_path / "run", search=True)
-    assert len(calls) == 2  # once for all four pairs of the search, and once for the run with the best
-    chosen = read_recipe([result.folder.config])
-    with result.folder.search.open() as file:
-        rows = list(csv.DictReader(file))
-    assert {(float(row["lr"]), float(row["k"])) for row in rows} == {(1e-6, 1), (1e-2, 1), (1e-6, 3), (1e-2, 3)}
-    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    assert (chosen.lr, chosen.k, chosen.epochs) == (float(best["lr"]), float(best["k"]), 2)
-    assert fewtune.Selection.load(result.folder.selection).connections == chosen.k * 3136
-    monkeypatch.setattr("fewtune.methods.criteria.gradient_importance", pytest.fail)
-    assert fit(recipe, tmp_path / "run", resume=True, search=True).metrics == result.metrics
-    with pytest.raises(ConfigError, match="no learning rate"):
-        fit(recipe.changed(method="linear"), tmp_path / "other", search=True)
 
 
 def test_a_saved_selection_is_trained(images: Path, tmp_path: Path, run: Any, monkeypatch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in the folder.")] = False,
     search: Annotated[bool, typer.Option("--search", help="First choose lr and k on validation images.")] = False,
+    time: Annotated[str | None, typer.Option(help="How long --search goes on: 90s, 20min or 1.5h")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Select, train, test once, and write a run folder with the task file."""
@@ -35,6 +37,10 @@ def fit(
     from fewtune.training.trainer import is_main
 
     given = settings or []
+    if time is not None:
+        if not search:
+            raise typer.BadParameter("--time says how long --search goes on; give --search too")
+        given = [*given, f"search_seconds={seconds(time)}"]
     recipe = None
     if not (resume and model is None and data is None and not given):
         recipe = read(given, model=model, data=data)
@@ -45,12 +51,21 @@ def fit(
     try:
         result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
     except KeyboardInterrupt:
-        if is_main() and RunFolder(out).config.exists():
+        if is_main() and (RunFolder(out).config.exists() or RunFolder(out).study.exists()):
             logging.getLogger("fewtune").warning("interrupted; to go on: fewtune fit --out %s --resume", out)
         raise
     if is_main():
         _report(result.folder)
         show(result.metrics, result.folder.path, as_json)
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time such as 90s, 20min or 1.5h."""
+    units = {"s": 1, "min": 60, "h": 3600}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"a time is a number with s, min or h, such as 90s, 20min or 1.5h; got '{text}'")
+    return float(found[1]) * units[found[2]]
 
 
 def _report(folder: RunFolder) -> None:

@@ -71,8 +71,9 @@ def fit(
     if main:
         folder.check(resume=resume, overwrite=overwrite)
     begun = folder.config.exists() and (resume or (search and not main))
-    if begun:
-        recipe = folder.resumed(recipe, searched=search)
+    searching = resume and not begun and folder.unsearched.exists()
+    if begun or searching:
+        recipe = folder.resumed(recipe, searched=search and begun)
     if recipe is None:
         raise ConfigError(f"{folder.path} holds no run to resume; say --model and --data to begin one")
     if begun and folder.metrics.exists():
@@ -87,22 +88,34 @@ def fit(
     check = METHODS[recipe.method].check
     if check is not None and not begun:
         check(Share(work, torch.device("cpu")))  # refused here, if it is, before the folder is begun
-    if search and not begun:
-        from fewtune.training.search import search_recipe
-
-        found = search_recipe(work)
-        recipe = found.best
-        work = work.renewed(recipe)
-    if main and not begun:
+    if (search or searching) and not begun:
+        work = _searched(work, folder, goes_on=searching)
+    elif main and not begun:
         folder.begin(recipe)
-        if search:
-            write_csv(folder.search, found.rows)
     try:
         return _run(work, folder)
     except (FewtuneError, MisconfigurationException):
-        if main and not begun and not search:  # what a search found is worth keeping
+        if main and not begun and not folder.search.exists():  # what a search chose is worth keeping
             folder.abandon()
         raise
+
+
+def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:
+    """The work with the settings that a search chose, and the folder of the run begun with them."""
+    from fewtune.training.search import check_search, search_recipe
+
+    check_search(work.recipe, method_of(work))
+    if not goes_on:
+        folder.begin_search(work.recipe)
+    try:
+        chosen = search_recipe(work, folder.study)
+    except FewtuneError:
+        if not goes_on:
+            folder.abandon()
+        raise
+    write_csv(folder.search, chosen.rows)
+    folder.begin(chosen.best, searched=True)
+    return work.renewed(chosen.best)
 
 
 def _run(work: Work, folder: RunFolder) -> Result:

@@ -15,7 +15,7 @@ from fewtune.files import write_json, write_text
 
 LIBRARIES = ("fewtune", "torch", "torchvision", "timm", "lightning", "transformers", "numpy", "scikit-learn")
 
-MAY_DIFFER = {"accelerator", "devices", "num_nodes", "strategy", "workers", "report"}
+MAY_DIFFER = {"accelerator", "devices", "num_nodes", "strategy", "workers", "report", "search_trials", "search_seconds"}
 """Settings that a resumed run may have otherwise than the run that it continues."""
 
 SEARCHED = {"lr", "k", "budget", "drop_path"}
@@ -64,6 +64,16 @@ class RunFolder:
         return self.path / "search.csv"
 
     @property
+    def study(self) -> Path:
+        """The search's trials, an Optuna study."""
+        return self.path / "search.db"
+
+    @property
+    def unsearched(self) -> Path:
+        """The recipe with which a search was begun; `config` holds the one with what it chose."""
+        return self.path / "search.yaml"
+
+    @property
     def delta(self) -> Path:
         """The task file."""
         return self.path / "delta.safetensors"
@@ -97,28 +107,40 @@ class RunFolder:
         used = self.path.is_dir() and any(self.path.iterdir())
         if used and not resume and not overwrite:
             raise ConfigError(f"{self.path} is not empty; choose another --out, or give --resume or --overwrite")
-        if used and not self.config.exists():
+        if used and not self.config.exists() and not self.unsearched.exists():
             if overwrite:
                 raise ConfigError(f"{self.path} holds no run of fewtune, so nothing in it is overwritten")
             raise ConfigError(f"{self.path} holds no run to resume: there is no {self.config.name} in it")
 
-    def begin(self, recipe: Recipe) -> None:
-        """Throw an earlier run's files away and write what is known before any work."""
+    def begin_search(self, recipe: Recipe) -> None:
+        """Throw an earlier run's files away and write what a search begins with."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for old in (self.metrics, self.checkpoint, self.selection, self.delta, self.predictions, self.curves,
-                    self.history, self.history.with_suffix(".json"), self.metrics.with_suffix(".csv"),
-                    self.report):  # fmt: skip
-            old.unlink(missing_ok=True)
-        for events in self.tensorboard.glob("events.*"):
-            events.unlink()
+        self._clear()
+        self.config.unlink(missing_ok=True)
+        write_text(self.unsearched, write_recipe(recipe))
+
+    def begin(self, recipe: Recipe, *, searched: bool = False) -> None:
+        """Throw an earlier run's files away, but for the search that chose `recipe`, and write what is known before
+        any work."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not searched:
+            self._clear()
         write_json(self.versions, versions())
         write_text(self.config, write_recipe(recipe))
 
+    def _clear(self) -> None:
+        for old in (self.metrics, self.checkpoint, self.selection, self.delta, self.predictions, self.curves,
+                    self.history, self.history.with_suffix(".json"), self.metrics.with_suffix(".csv"),
+                    self.report, self.search, self.study, self.unsearched):  # fmt: skip
+            old.unlink(missing_ok=True)
+        for events in self.tensorboard.glob("events.*"):
+            events.unlink()
+
     def abandon(self) -> None:
-        """Take away what `begin` wrote, where nothing was learnt since: the next try may start in the folder."""
+        """Take away what was written at the beginning, where nothing was learnt since: the next try may start here."""
         if any(path.exists() for path in (self.checkpoint, self.delta, self.metrics)):
             return
-        for path in (self.config, self.versions, self.selection):
+        for path in (self.config, self.versions, self.selection, self.unsearched, self.study):
             path.unlink(missing_ok=True)
         for events in self.tensorboard.glob("*"):
             events.unlink()
@@ -128,7 +150,7 @@ class RunFolder:
 
     def resumed(self, recipe: Recipe | None, *, searched: bool = False) -> Recipe:
         """The recipe of the run that lies here; ConfigError where `recipe` asks for another one."""
-        saved = read_recipe([self.config])
+        saved = read_recipe([self.config if self.config.exists() else self.unsearched])
         if recipe is None:
             return saved
         free = MAY_DIFFER | (SEARCHED if searched else set())
