@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from fewtune.errors import ConfigError, nearest
+from fewtune.errors import ConfigError, MissingExtra, nearest
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A value of fewtune's own that is imported when it is asked for, since its module needs optional libraries.
+
+    Args:
+        reference: module and attribute, as an entry point writes them: "fewtune.models.timm:TIMM".
+        libraries: what the module imports.
+        extra: of fewtune, which installs them.
+    """
+
+    reference: str
+    libraries: tuple[str, ...] = ()
+    extra: str = "train"
+
+    def load(self) -> object:
+        """The value; MissingExtra where a library is not installed."""
+        for library in self.libraries:
+            if importlib.util.find_spec(library) is None:
+                raise MissingExtra(library, self.extra)
+        return EntryPoint("", self.reference, "").load()
 
 
 class Table(MutableMapping[str, T]):
@@ -23,10 +47,19 @@ class Table(MutableMapping[str, T]):
         group: of the entry points.
         kind: what a value is called in messages.
         values: fewtune's own; an entry point cannot replace one.
+        deferred: those of fewtune's own whose modules are imported late.
     """
 
-    def __init__(self, group: str, kind: str, values: Mapping[str, T]) -> None:
-        self.kind, self._group, self._values = kind, group, dict(values)
+    def __init__(
+        self,
+        group: str,
+        kind: str,
+        values: Mapping[str, T] | None = None,
+        *,
+        deferred: Mapping[str, Deferred] | None = None,
+    ) -> None:
+        self.kind, self._group = kind, group
+        self._values, self._deferred = dict(values or {}), dict(deferred or {})
 
     def __getitem__(self, name: str) -> T:
         if name not in self._values:
@@ -40,7 +73,7 @@ class Table(MutableMapping[str, T]):
         del self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._values, **self._offered()})
+        return iter(dict.fromkeys([*self._deferred, *self._values, *self._offered()]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -60,10 +93,12 @@ class Table(MutableMapping[str, T]):
         """The values that are here without importing any package: fewtune's own, and what was asked for before."""
         return dict(self._values)
 
-    def _offered(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self._group)}
+    def _offered(self) -> dict[str, EntryPoint | Deferred]:
+        return {**{point.name: point for point in entry_points(group=self._group)}, **self._deferred}
 
-    def _loaded(self, point: EntryPoint) -> T:
+    def _loaded(self, point: EntryPoint | Deferred) -> T:
+        if isinstance(point, Deferred):
+            return cast("T", point.load())
         try:
             value: T = point.load()
         except Exception as error:

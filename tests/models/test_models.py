@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from fewtune.errors import ConfigError, ModelError
-from fewtune.models import backbone_from_description, load_backbone, logits
+from fewtune.errors import ConfigError, MissingExtra, ModelError
+from fewtune.models import (
+    SOURCES,
+    Backbone,
+    LoadOptions,
+    Source,
+    backbone_from_description,
+    load_backbone,
+    logits,
+    online,
+)
+from fewtune.plugins import Deferred, Table
+from hub_server import hub_server
 
 TINY = "timm:vit_tiny_patch16_224"
 
@@ -229,6 +245,73 @@ def test_hugging_face_families(family: str, tmp_path: Path) -> None:
     size = getattr(config, "image_size", 32)
     with torch.no_grad():
         assert logits(backbone.model(torch.zeros(1, 3, size, size))).shape == (1, 3)
+
+
+@contextmanager
+def silent_hub() -> Iterator[tuple[str, list[object]]]:
+    """The address of a server that takes connections and never answers, and the connections."""
+    taken: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def take() -> None:
+            with suppress(OSError):
+                while True:
+                    taken.append(server.accept())
+
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", taken
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("source", ["hf:nobody/nothing", "timm:vit_tiny_patch16_224.augreg_in21k"])
+def test_a_hub_that_does_not_answer_is_asked_once(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client alone asks six times for every file, over half a minute."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(online, "WAIT", (0.3,))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with silent_hub() as (address, taken):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        with pytest.raises(
+            ModelError, match=r"not in the hub's cache, and the hub cannot be reached; is there"
+        ) as told:
+            load_backbone(source, num_classes=2)
+    assert "\n" not in str(told.value)
+    assert len(taken) == 1
+    assert not constants.HF_HUB_OFFLINE  # asked again next time
+
+
+def test_a_hub_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants as constants
+
+    with hub_server() as hub:  # it answers 404
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        with online.hub_or_cache():
+            assert not constants.HF_HUB_OFFLINE
+        asked = len(hub.asked)
+        with online.hub_or_cache():
+            assert not constants.HF_HUB_OFFLINE
+        assert len(hub.asked) == asked  # one answer is enough
+
+
+# Sources of one's own
+
+
+def test_a_source_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, options: LoadOptions) -> Backbone:
+        return replace(SOURCES["timm"].load(f"test_{name}", options), source=f"mine:{name}")
+
+    monkeypatch.setitem(SOURCES, "mine", Source(load))
+    backbone = random_backbone("mine:vit", num_classes=4)
+    assert (backbone.source, backbone.num_classes, backbone.image_size) == ("mine:vit", 4, 32)
+    again = backbone_from_description(json.loads(json.dumps(backbone.describe())), 4)
+    assert same(backbone.model.state_dict(), again.model.state_dict())
+
+
+def test_a_source_whose_library_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    table: Table[Source] = Table("fewtune.sources", "source", deferred={"x": Deferred("a.b:C", ("no_such_lib",), "hf")})
+    with pytest.raises(MissingExtra, match=r"no_such_lib is not installed.*fewtune\[hf\]"):
+        table["x"]
 
 
 def test_hugging_face_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from torch import nn
 
 import fewtune
 from fewtune.errors import ConfigError, ModelError
+from fewtune.models.hf import hf_map
 from fewtune.neurons import Role, describe
 from fewtune.segmentation.models import load_segmenter, segmenter_from_description
-from fewtune.segmentation.models.linear import transformers_map
 from segmenters import images, masks, objective
 
 BACKBONES = {  # name: size, side of the last map, channels
@@ -81,7 +81,7 @@ def test_tokens_become_a_map_row_by_row(tmp_path: Path) -> None:
     one = images(1, size=64)
     other = one.clone()
     other[..., 16:32, 48:64] += 3.0
-    difference = (transformers_map(model.backbone, one) - transformers_map(model.backbone, other)).abs().sum(1)[0]
+    difference = (hf_map(model.backbone, one) - hf_map(model.backbone, other)).abs().sum(1)[0]
     assert divmod(int(difference.argmax()), 4) == (1, 3)
 
 

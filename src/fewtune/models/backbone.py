@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,61 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError
+from fewtune.errors import ConfigError, ModelError, Progress
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a backbone is loaded, whatever its source.
+
+    num_classes: size of the fresh head; None keeps the model's own head; 0 leaves it out where the library has models
+        without one.
+    image_size: side of the input in pixels; None means the model's own.
+    pretrained: False leaves the weights random (deterministic by `seed`), the same on every call.
+    drop_path: rate of stochastic depth, for the models that have it.
+    architecture: for "file:" the model whose weights the file holds, "timm:NAME" for instance.
+    seed: of the fresh head; the caller's random state is not touched.
+    progress: told in words what slow work goes on (downloads).
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    num_classes: int | None = None
+    image_size: int | None = None
+    pretrained: bool = True
+    drop_path: float = 0.0
+    architecture: str | None = None
+    seed: int = 0
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ConfigError(f"num_classes must be 0 or more, not {self.num_classes}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"image_size must be at least 1 px, not {self.image_size}")
+        if not (math.isfinite(self.drop_path) and 0 <= self.drop_path < 1):
+            raise ConfigError(f"drop_path must lie in [0, 1), not {self.drop_path}")
+
+    def recorded(self) -> dict[str, Any]:
+        """What a description keeps, as `load_backbone` takes it again."""
+        names = ("image_size", "pretrained", "drop_path", "seed", *(("architecture",) if self.architecture else ()))
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Features:
+    """How the last feature map of a model is had, for what stands on it in the classifier's place.
+
+    body: the loaded model -> the module without its classifier and pooling; ModelError where it has no feature map.
+    last_map: that module, images [batch, 3, H, W] -> [batch, channels, h, w].
+    """
+
+    body: Callable[[nn.Module], nn.Module]
+    last_map: Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,6 +88,8 @@ class Backbone:
     """In evaluation the shorter side becomes image_size / crop_pct before the centre is cropped."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The arguments of `load_backbone` beside source and num_classes, able to go into JSON."""
+    features: Features | None = None
+    """How its last feature map is had; None where its source cannot say."""
 
     def describe(self) -> dict[str, Any]:
         """All but the weights, able to go into JSON; `backbone_from_description` reads it."""

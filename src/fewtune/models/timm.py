@@ -7,32 +7,25 @@ from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, initialise_head, module_names, one_line, seeded
+from fewtune.models.backbone import Backbone, Features, LoadOptions, initialise_head, module_names, one_line, seeded
+from fewtune.models.online import UNREACHED, hub_or_cache, unreached
+from fewtune.models.sources import Source
 
 
-def load_timm(
-    name: str,
-    *,
-    num_classes: int | None,
-    image_size: int | None,
-    pretrained: bool,
-    drop_path: float,
-    seed: int,
-) -> Backbone:
+def load_timm(name: str, wanted: LoadOptions) -> Backbone:
     """`timm.create_model(name)` with its own normalisation; a fresh head where `num_classes` is given."""
     check_name(name)
-    options: dict[str, Any] = {}
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    with seeded(seed):
-        model = _with_drop_path(name, pretrained, image_size, options, drop_path)
+    num_classes, image_size = wanted.num_classes, wanted.image_size
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    with seeded(wanted.seed), hub_or_cache(wanted.pretrained):
+        model = _with_drop_path(name, wanted.pretrained, image_size, options, wanted.drop_path)
     config = resolve_model_data_config(model)
     head = timm_head(model)
     if num_classes is not None:
-        initialise_head(model, head, seed)
+        initialise_head(model, head, wanted.seed)
     return Backbone(
         model=model.eval(),
         source=f"timm:{name}",
@@ -43,6 +36,7 @@ def load_timm(
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
         crop_pct=float(config["crop_pct"]),
+        features=TIMM_FEATURES,
     )
 
 
@@ -119,8 +113,31 @@ def _tried(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         if pretrained and "Invalid pretrained tag" in str(error):
             tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")[:5]
             raise ModelError(f'timm has no weights "{name}"; it has {", ".join(tags)}') from error
+        if unreached(error):
+            raise ModelError(f"the weights of timm:{name} are {UNREACHED}") from error
         if isinstance(error, OSError):
             raise ModelError(
                 f"the weights of timm:{name} could not be fetched; is there a network? ({one_line(error, 80)})"
             ) from error
         raise ModelError(f"timm:{name} cannot be created: {one_line(error)}") from error
+
+
+def timm_body(model: nn.Module) -> nn.Module:
+    """The model without its classifier and pooling, whose weights no feature map depends on."""
+    if not hasattr(model, "prune_intermediate_layers") or not hasattr(model, "forward_intermediates"):
+        raise ModelError(
+            f"{type(model).__name__} does not give its feature maps; take a timm backbone that has "
+            "forward_intermediates (ViT, Swin, ConvNeXt, …)"
+        )
+    model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)  # type: ignore[operator]
+    return model
+
+
+def timm_map(model: nn.Module, images: Tensor) -> Tensor:
+    """The last feature map [batch, channels, h, w] of a timm model, after its final normalisation."""
+    (features,) = model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)  # type: ignore[operator]
+    return features  # type: ignore[no-any-return]
+
+
+TIMM_FEATURES = Features(timm_body, timm_map)
+TIMM = Source(load_timm, check_name)

@@ -14,10 +14,12 @@ from fewtune.models.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Backbone,
+    LoadOptions,
     initialise_head,
     one_line,
     seeded,
 )
+from fewtune.models.sources import Source
 
 
 def check_name(name: str) -> None:
@@ -29,37 +31,29 @@ def check_name(name: str) -> None:
         raise ModelError(f'torchvision has no classification model "{name}"{hint}')
 
 
-def load_torchvision(
-    name: str,
-    *,
-    num_classes: int | None,
-    image_size: int | None,
-    pretrained: bool,
-    drop_path: float,
-    seed: int,
-) -> Backbone:
+def load_torchvision(name: str, wanted: LoadOptions) -> Backbone:
     """`torchvision.models.get_model(name)` with its default weights; its last Linear (or 1 x 1 convolution) is the
     head, replaced by one for `num_classes` where that is given."""
     check_name(name)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     options: dict[str, Any] = {}
-    if drop_path > 0:
-        options["stochastic_depth_prob"] = drop_path
-    if image_size is not None and name.startswith("vit_"):
-        options["image_size"] = image_size  # its position grid has a fixed size; all others take any
-    with seeded(seed):
-        model = _create(name, weights if pretrained else None, options)
+    if wanted.drop_path > 0:
+        options["stochastic_depth_prob"] = wanted.drop_path
+    if wanted.image_size is not None and name.startswith("vit_"):
+        options["image_size"] = wanted.image_size  # its position grid has a fixed size; all others take any
+    with seeded(wanted.seed):
+        model = _create(name, weights if wanted.pretrained else None, options)
         head = _last_layer(name, model)
-        if num_classes is not None:
-            model.set_submodule(head, _resized(model.get_submodule(head), num_classes))
-    if num_classes is not None:
-        initialise_head(model, (head,), seed)
+        if wanted.num_classes is not None:
+            model.set_submodule(head, _resized(model.get_submodule(head), wanted.num_classes))
+    if wanted.num_classes is not None:
+        initialise_head(model, (head,), wanted.seed)
     return Backbone(
         model=model.eval(),
         source=f"torchvision:{name}",
         head=(head,),
-        num_classes=num_classes or len(weights.meta["categories"]),
-        **_inputs(weights.transforms(), image_size),
+        num_classes=wanted.num_classes or len(weights.meta["categories"]),
+        **_inputs(weights.transforms(), wanted.image_size),
     )
 
 
@@ -105,3 +99,6 @@ def _inputs(preset: Any, image_size: int | None) -> dict[str, Any]:
         "interpolation": getattr(preset.interpolation, "value", "bilinear"),
         "crop_pct": crop / resize,
     }
+
+
+TORCHVISION = Source(load_torchvision, check_name)

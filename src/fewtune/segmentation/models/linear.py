@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,38 +53,19 @@ class LinearSegmenter(nn.Module):
             backbone.gradient_checkpointing_disable()
 
 
-def timm_map(backbone: Any, images: Tensor) -> Tensor:
-    """The last feature map [batch, channels, h, w] of a timm model, after its final normalisation."""
-    (features,) = backbone.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-    return features  # type: ignore[no-any-return]
-
-
-def transformers_map(backbone: Any, images: Tensor) -> Tensor:
-    """The last hidden state of a transformers model as a map [batch, channels, h, w]; class and register tokens, which
-    stand before the patches, are left out."""
-    hidden: Tensor = backbone(images).last_hidden_state
-    if hidden.ndim == 4:  # convolutional: a map already
-        return hidden
-    patch = getattr(backbone.config, "patch_size", None)
-    side = images.shape[-1] // patch if isinstance(patch, int) else 0
-    if side == 0 or side * side > hidden.shape[1]:  # merged patches: no token but theirs
-        side = math.isqrt(hidden.shape[1])
-    return hidden[:, hidden.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
-
-
 def load_linear(source: str, *, architecture: str | None, seed: int, **options: Any) -> Segmenter:
     """The backbone `source` of `fewtune.models.load_backbone`, its classifier cut off, with a fresh linear decoder.
 
     Raises:
         ModelError: the backbone is not known, or does not give its feature maps.
     """
-    of_transformers = "hf:" in (source[:3], (architecture or "")[:3])
-    # transformers has no classifier without classes: its own is loaded and left behind
-    classes = None if of_transformers else 0
-    loaded = load_backbone(source, num_classes=classes, architecture=architecture, seed=seed, **options)
-    body: Any = loaded.model
-    backbone = body.base_model if of_transformers else _timm_body(body, loaded.source)
-    feature_map = transformers_map if of_transformers else timm_map
+    loaded = load_backbone(source, num_classes=0, architecture=architecture, seed=seed, **options)
+    if loaded.features is None:
+        raise ModelError(
+            f"{loaded.source} ({type(loaded.model).__name__}) does not give its feature maps; take a timm backbone "
+            "that has forward_intermediates (ViT, Swin, ConvNeXt, …)"
+        )
+    backbone, feature_map = loaded.features.body(loaded.model), loaded.features.last_map
     channels = _channels(backbone, feature_map, loaded.image_size, loaded.source)
     with seeded(seed):
         model = LinearSegmenter(backbone, feature_map, channels)
@@ -99,17 +79,6 @@ def load_linear(source: str, *, architecture: str | None, seed: int, **options: 
         std=loaded.std,
         interpolation=loaded.interpolation,
     )
-
-
-def _timm_body(model: Any, source: str) -> nn.Module:
-    """The model without its classifier and pooling, whose weights no mask depends on."""
-    if not hasattr(model, "prune_intermediate_layers") or not hasattr(model, "forward_intermediates"):
-        raise ModelError(
-            f"{source} ({type(model).__name__}) does not give its feature maps; "
-            "take a timm backbone that has forward_intermediates (ViT, Swin, ConvNeXt, …)"
-        )
-    model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
-    return model  # type: ignore[no-any-return]
 
 
 def _channels(backbone: nn.Module, feature_map: FeatureMap, image_size: int, source: str) -> int:

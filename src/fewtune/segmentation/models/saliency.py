@@ -18,8 +18,7 @@ from fewtune.errors import ModelError, Progress
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, initialise_head, seeded
 from fewtune.models.checkpoint import fit
 from fewtune.models.demo import DEMOS, State, cached, converted
-from fewtune.models.timm import create
-from fewtune.segmentation.models.linear import timm_map
+from fewtune.models.timm import create, timm_map
 from fewtune.segmentation.models.segmenter import Segmenter
 
 NAME = "vit-small-saliency"

@@ -1,0 +1,73 @@
+"""Where backbones come from, by the prefix of a model's name: `SOURCES` maps it to a `Source`.
+
+An installed package adds its own by an entry point of the group ``fewtune.sources``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fewtune.errors import ModelError
+from fewtune.models.backbone import Backbone, LoadOptions
+from fewtune.plugins import Deferred, Table
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where backbones come from.
+
+    load: a name without its prefix, and options -> the backbone, its `source` with the prefix.
+    check: refuses a name that it does not know (ModelError with the nearest) without reading anything; None where
+        that cannot be told beforehand.
+    """
+
+    load: Callable[[str, LoadOptions], Backbone]
+    check: Callable[[str], None] | None = None
+
+
+SOURCES: Table[Source] = Table(
+    "fewtune.sources",
+    "source of models",
+    deferred={
+        "timm": Deferred("fewtune.models.timm:TIMM", ("timm",)),
+        "hf": Deferred("fewtune.models.hf:HF", ("transformers",), "hf"),
+        "torchvision": Deferred("fewtune.models.torchvision:TORCHVISION", ("torchvision",)),
+        "file": Deferred("fewtune.models.checkpoint:FILE"),
+        "demo": Deferred("fewtune.models.demo:DEMO", ("timm",)),
+    },
+)
+"""Source by the prefix of a model's name; what stands without a prefix is timm's."""
+
+
+def load(source: str, options: LoadOptions) -> Backbone:
+    """The backbone of a name, with the options that made it."""
+    prefix, name = split_name(source)
+    return replace(SOURCES[prefix].load(name, options), arguments=options.recorded())
+
+
+def check_name(source: str) -> None:
+    """Refuse, before anything is read, a name that no library knows. What lies on a hub or in a file is not looked at.
+
+    Raises:
+        ModelError: the name is unknown; the nearest are named.
+    """
+    prefix, name = split_name(source)
+    if (check := SOURCES[prefix].check) is not None:
+        check(name)
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """The prefix, a key of `SOURCES`, and the name after it.
+
+    Raises:
+        ModelError: there is no such source, or no name.
+    """
+    prefix, colon, name = source.partition(":")
+    if not colon or prefix == "hf-hub":  # timm's own way to name a model of the hub
+        return "timm", source
+    if prefix not in SOURCES:
+        raise ModelError(f'"{source}": a model is named PREFIX:NAME, with one of {", ".join(SOURCES)} for PREFIX')
+    if not name:
+        raise ModelError(f'"{source}": a name is missing after "{prefix}:"')
+    return prefix, name
