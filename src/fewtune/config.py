@@ -70,6 +70,11 @@ class OptimiserKeys(Settings):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0)
     head_lr: float | None = Field(None, gt=0, description="learning rate of the head; left out, lr")
+    head_init: Literal["random", "probe"] = Field(
+        "random",
+        description="probe: the head starts as the converged linear probe (Kumar et al. 2022), which is kept where no "
+        "epoch is better on validation images",
+    )
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     epochs: int = Field(100, gt=0)
@@ -172,6 +177,7 @@ CLASSES_ONLY = (
     "mixup",
     "cutmix",
     "class_weights",
+    "head_init",
     "regularisation",
     "keep_prefix",
 )
@@ -221,6 +227,14 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
                 f"keep_prefix: augment={self.augment} shows other pixels in every epoch; take augment=plain, or "
                 "prefix_views=4, for instance, to keep four views of each image and show them in turn"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_start_from_the_probe(self) -> Recipe:
+        method = METHODS[self.method]
+        if self.head_init == "probe" and not (method.starts_plain and method.trains_by_epochs(self.task)):
+            why = "it is the probe" if method.starts_plain else "what it adds changes what the head is given"
+            raise ValueError(f"head_init=probe: method={self.method} cannot start from the linear probe: {why}")
         return self
 
     @model_validator(mode="after")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from fewtune.classification.evaluate import read_hits
 from fewtune.classification.learner import Classifier, training_loss
 from fewtune.classification.metrics import report
 from fewtune.classification.ood import check_sets, score_sets
@@ -18,13 +22,16 @@ from fewtune.data.transforms import two_views
 from fewtune.errors import ConfigError, DataError
 from fewtune.files import write_csv
 from fewtune.methods import Tuner
+from fewtune.methods.linear import probe_head
+from fewtune.metrics import paired_bootstrap, wilson
 from fewtune.models import Backbone, channels_last, check_name, load_backbone
 from fewtune.objectives import CrossEntropy, Objective, SupCon
 from fewtune.training.learner import Learner
 from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.memory import recompute_activations
 from fewtune.training.run_folder import RunFolder
-from fewtune.training.work import DECODED_FIRST, Work
+from fewtune.training.tuners import Share
+from fewtune.training.work import DECODED_FIRST, Start, Work
 
 log = logging.getLogger("fewtune")
 
@@ -79,20 +86,46 @@ class ImageWork(Work):
         """Without the test images."""
         return replace(self, data=replace(self.data, test=None))
 
+    def start(self) -> Start | None:
+        """The converged linear probe, where the recipe begins from it."""
+        if self.recipe.head_init == "random":
+            return None
+        log.info("fitting the linear probe that the head starts from")
+        probe = probe_head(Share(self, pick_device(self.recipe.accelerator)))
+        judged = probe.validation
+        if judged:
+            log.info("the linear probe is right on %.1f %% of the validation images", 100 * judged["accuracy"])
+        return Start("linear probe", judged)
+
+    def test_start(self, folder: RunFolder) -> dict[str, Any]:
+        """Accuracy of the model as training began, and what tuning has brought: the difference on the same images."""
+        test = self.data.test
+        if test is None:
+            return {}
+        found, labels = self._predicted(test)
+        tuned = read_hits(folder.predictions)
+        before = (found.argmax(1) == labels).numpy()
+        now = np.array([tuned[str(name)] for name in test.names])
+        return {"accuracy": asdict(wilson(before)), "gain": asdict(paired_bootstrap(before, now))}
+
     def test(self, folder: RunFolder) -> dict[str, Any]:
         """Report and predictions of the test images; scores on sets beside ImageNet-1k where the recipe asks for it."""
         metrics: dict[str, Any] = {}
         test, names = self.data.test, self.data.class_names
         if test is not None:
-            loader = image_loader(self.evaluated(test), self.recipe.batch_size, workers=self.recipe.workers)
             begun = time.perf_counter()
-            found, labels = probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), "test")
+            found, labels = self._predicted(test)
             metrics["test_seconds"] = time.perf_counter() - begun
             metrics["test"] = report(found, labels, names).to_json()
             write_csv(folder.predictions, prediction_rows(test.names, found, names, test.labels))
         if self.recipe.ood:
             metrics["ood"] = score_sets(self.recipe, self.backbone, names)
         return metrics
+
+    def _predicted(self, test: Split) -> tuple[Tensor, Tensor]:
+        """Probabilities [N, C] and labels [N] of test images by the model as it is."""
+        loader = image_loader(self.evaluated(test), self.recipe.batch_size, workers=self.recipe.workers)
+        return probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), "test")
 
 
 def data_of(recipe: Recipe) -> ImageData:

@@ -101,6 +101,7 @@ def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
         "% of the backbone": f"{metrics['percent_of_backbone']:.3f}",
         f"validation {chooser}": f"{100 * validation:.1f} %" if validation is not None else "no validation images",
         **_tested(metrics),
+        **_brought(metrics),
         "seconds": f"{metrics['seconds']:.0f}",
         "peak memory": size(metrics["peak_memory_bytes"]),
         "task file": f"{folder / 'delta.safetensors'} ({size(metrics['delta_bytes'])})",
@@ -117,3 +118,16 @@ def _tested(metrics: dict[str, Any]) -> dict[str, str]:
     if not found:
         return {"test": "no test images"}
     return {f"test {key.replace('_', ' ')}, 95 % interval": percent(value) for key, value in found.items()}
+
+
+def _brought(metrics: dict[str, Any]) -> dict[str, str]:
+    """Where training began, when that is a result of its own, and what it has brought since."""
+    from fewtune.metrics import percent
+
+    start = metrics.get("start", {})
+    if "gain" not in start:
+        return {}
+    return {
+        f"test accuracy of the {start['name']}": percent(start["accuracy"]),
+        "what tuning brought, points": percent(start["gain"]),
+    }

@@ -238,6 +238,7 @@ class Method:
     check: refuses, before anything is written, what the settings ask for and cannot be.
     fit: how it is trained where not by epochs.
     read: the modules of a task file from their settings and tensors, where the method adds modules.
+    starts_plain: whether the attached model, before its first step, predicts what the plain one does.
     """
 
     name: str
@@ -249,6 +250,7 @@ class Method:
     check: Callable[[Run], None] | None = None
     fit: Fit | None = None
     read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Insertion] | None = None
+    starts_plain: bool = True
 
     def trains_by_epochs(self, task: str) -> bool:
         """Whether a run of this kind of task has epochs, a learning rate and a schedule."""

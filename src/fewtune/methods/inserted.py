@@ -72,13 +72,20 @@ class Modules(Insertion):
         return Inserted(model, head, self, seed=seed)
 
 
-def inserting(name: str, settings: type[S], make: Callable[[S], Modules], read: Callable[..., Modules]) -> Method:
+def inserting(
+    name: str,
+    settings: type[S],
+    make: Callable[[S], Modules],
+    read: Callable[..., Modules],
+    *,
+    starts_plain: bool = True,
+) -> Method:
     """The method that puts in what `make` gives for its settings; `read` makes it from the settings of a task file."""
 
     def attached(run: Run, prepared: Prepared | None) -> Inserted:
         return make(run.settings(settings)).attach(run.model, run.head, seed=run.seed)
 
-    return Method(name, attached, settings, read=lambda saved, arrays: read(**saved))
+    return Method(name, attached, settings, read=lambda saved, arrays: read(**saved), starts_plain=starts_plain)
 
 
 def where_allowed(anatomy: Anatomy, exclude: tuple[str, ...], modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

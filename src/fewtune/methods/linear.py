@@ -46,6 +46,12 @@ class Probe:
     accuracies: dict[float, float]
     losses: dict[float, float]
 
+    @property
+    def validation(self) -> dict[str, float]:
+        """Accuracy and loss of the validation images at the chosen regularisation; empty where there were none."""
+        c = self.regularisation
+        return {"accuracy": self.accuracies[c], "loss": self.losses[c]} if c in self.accuracies else {}
+
 
 def linear(model: nn.Module, head: tuple[str, ...]) -> Selection:
     """No connection and no bias: the head alone."""
@@ -88,16 +94,15 @@ def fit_probe(train: Features, val: Features | None, classes: int, regularisatio
     """Converged multinomial logistic regression (L-BFGS) on standardised features.
 
     Where no regularisation is given, it is the one of `REGULARISATION` with the best validation accuracy; of equals
-    the one with the lower validation loss.
+    the one with the lower validation loss. Without validation images a fifth of the training images is held back to
+    choose it, and the probe is then fitted on all of them.
 
     Raises:
-        TuningError: a fit does not converge, or there is neither a regularisation nor a validation image.
+        TuningError: a fit does not converge.
     """
     if val is None and regularisation is None:
-        raise TuningError(
-            "a linear probe without validation images cannot choose its regularisation; give one: regularisation=C, "
-            "as a run with train_on=train chooses it"
-        )
+        part, held_back = held(train)
+        regularisation = fit_probe(part, held_back, classes).regularisation
     mean, scale = train.inputs.mean(0), train.inputs.std(0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     fitted, accuracies, losses = {}, {}, {}
@@ -109,6 +114,17 @@ def fit_probe(train: Features, val: Features | None, classes: int, regularisatio
             accuracies[c], losses[c] = _judged(val, weight, bias)
     best = max(fitted, key=lambda c: (accuracies.get(c, 0.0), -losses.get(c, 0.0)))
     return Probe(*fitted[best], best, accuracies, losses)
+
+
+def held(features: Features) -> tuple[Features, Features]:
+    """Four fifths and one fifth, with every class in both as far as it has two images; the same on every call."""
+    order = torch.argsort(features.labels, stable=True)
+    fifth = torch.zeros(len(order), dtype=torch.bool)
+    fifth[order[4::5]] = True
+    return (
+        Features(features.inputs[~fifth], features.labels[~fifth]),
+        Features(features.inputs[fifth], features.labels[fifth]),
+    )
 
 
 def _judged(val: Features, weight: Tensor, bias: Tensor) -> tuple[float, float]:
@@ -146,26 +162,38 @@ class LinearSettings(Settings):
     )
 
 
-def fit(run: Run) -> Fitted:
-    """Fit the probe and put it into the model's head; what was tried on the validation images goes with it."""
+def probe_head(run: Run) -> Probe:
+    """Fit the probe on the run's training images and put it into the model's head.
+
+    Raises:
+        ModelError: the head is no single Linear layer with a bias.
+        TuningError: a fit does not converge.
+    """
     layer = linear_head(run.model, run.head)
     run.model.to(run.device)
-    tuner = attach(run.model, linear(run.model, run.head))
 
     def features(part: Literal["train", "val"]) -> Features | None:
         batches = run.plain_batches(part)
         return None if batches is None else head_features(run.model, layer, batches, run.device)
 
-    train, val = features("train"), features("val")
+    train = features("train")
     assert train is not None
-    probe = fit_probe(train, val, run.classes, run.settings(LinearSettings).regularisation)
+    probe = fit_probe(train, features("val"), run.classes, run.settings(LinearSettings).regularisation)
     with torch.no_grad():
         layer.weight.copy_(probe.weight)
         layer.bias.copy_(probe.bias)
+    return probe
+
+
+def fit(run: Run) -> Fitted:
+    """Fit the probe; what was tried on the validation images goes with it."""
+    linear_head(run.model, run.head)
+    tuner = attach(run.model.to(run.device), linear(run.model, run.head))
+    probe = probe_head(run)
     tuner.sync()
     chosen: dict[str, Any] = {"regularisation": probe.regularisation}
-    if val is not None:
-        chosen["accuracy"] = probe.accuracies[probe.regularisation]
+    if probe.accuracies:
+        chosen["accuracy"] = probe.validation["accuracy"]
         chosen["tried"] = {f"{c:g}": accuracy for c, accuracy in probe.accuracies.items()}
         chosen["losses"] = {f"{c:g}": loss for c, loss in probe.losses.items()}
     tried = (Candidate({"regularisation": float(f"{c:g}")}, a, probe.losses[c]) for c, a in probe.accuracies.items())

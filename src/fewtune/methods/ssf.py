@@ -131,4 +131,4 @@ def channel_axis(layer: nn.Module) -> int:
     raise ModelError(f"ssf does not know where the channels of {type(layer).__name__} lie")
 
 
-SSF_METHOD = inserting("ssf", Excluding, lambda s: SSF(s.exclude), SSF)
+SSF_METHOD = inserting("ssf", Excluding, lambda s: SSF(s.exclude), SSF, starts_plain=False)  # its scales are drawn

@@ -133,5 +133,8 @@ class Settings(base.Settings):
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="vpt-shallow, vpt-deep")
 
 
-VPT_SHALLOW = inserting("vpt-shallow", Settings, lambda s: VPT(False, s.prompts, s.prompt_dropout), VPT)
-VPT_DEEP = inserting("vpt-deep", Settings, lambda s: VPT(True, s.prompts, s.prompt_dropout), VPT)
+# Prompts beside the patches change what the head is given before anything is learnt.
+VPT_SHALLOW = inserting(
+    "vpt-shallow", Settings, lambda s: VPT(False, s.prompts, s.prompt_dropout), VPT, starts_plain=False
+)
+VPT_DEEP = inserting("vpt-deep", Settings, lambda s: VPT(True, s.prompts, s.prompt_dropout), VPT, starts_plain=False)

@@ -100,7 +100,19 @@ def result(run: Run) -> str:
     span = f"95 % interval {100 * value.low:.1f} to {100 * value.high:.1f}"
     if run.draws_masks:
         return f"Over {images} the mean Dice is {100 * value.value:.1f} % ({span})."
-    return f"{100 * value.value:.1f} % of {images} are right ({span})."
+    return f"{100 * value.value:.1f} % of {images} are right ({span}).{_brought(run)}"
+
+
+def _brought(run: Run) -> str:
+    """What tuning brought since its start, where that is a result of its own."""
+    start = run.metrics.get("start", {})
+    if "gain" not in start:
+        return ""
+    accuracy, gain = start["accuracy"]["value"], start["gain"]
+    span = f"95 % interval {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+    return (
+        f" The {start['name']} has {100 * accuracy:.1f} %: tuning brought {100 * gain['value']:+.1f} points ({span})."
+    )
 
 
 def difference(first: Run, second: Run) -> Interval:

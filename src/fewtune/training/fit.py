@@ -24,7 +24,7 @@ from fewtune.files import read_json, write_csv, write_json
 from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.reach import find_border
-from fewtune.training.learner import Learner, NonFiniteLoss
+from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
 from fewtune.training.run_folder import RunFolder, draw_curves
@@ -121,10 +121,11 @@ def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:
 def _run(work: Work, folder: RunFolder) -> Result:
     recipe, started, earlier = work.recipe, time.perf_counter(), 0.0
     tuner: Tuner
+    start: dict[str, Any] | None = None
     history: list[dict[str, float]] = []
     if method_of(work).trains_by_epochs(recipe.task):
         module = train(work, folder)
-        tuner, history, earlier = module.tuner, module.history, module.earlier
+        tuner, start, history, earlier = module.tuner, module.start, module.history, module.earlier
         chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
     else:
         fitted = fit_at_once(work)
@@ -145,6 +146,9 @@ def _run(work: Work, folder: RunFolder) -> Result:
     }
     if is_main():
         metrics = _finish(work, folder, tuner, history, metrics)
+        if start is not None:
+            metrics["start"] = _tested_start(work, folder, tuner, start)
+        _write(folder, metrics)
     return Result(folder, metrics)
 
 
@@ -155,6 +159,8 @@ def train(work: Work, folder: RunFolder) -> Learner:
     callbacks: list[Any] = [SaveEpochs(folder.checkpoint, folder.history)]
     trainer = build_trainer(work.recipe, folder.path, callbacks=callbacks, logger=logger)
     checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
+    if checkpoint is None and (start := work.start()) is not None:
+        module.start = {"name": start.name, "validation": start.validation}
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss:
@@ -169,26 +175,42 @@ def train(work: Work, folder: RunFolder) -> Learner:
     if trainer.interrupted:
         raise KeyboardInterrupt
     module.load_best()
+    if module.best is not None and module.best["epoch"] == BEFORE and module.start is not None:
+        log.info("no epoch was better on validation images than the %s, which is kept", module.start["name"])
     return module
 
 
 def _finish(
     work: Work, folder: RunFolder, tuner: Tuner, history: list[dict[str, float]], metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    """Save the task file, read the test set once, and write what came out; metrics.json last."""
+    """Save the task file, and read the test set once."""
     _save_delta(work, folder, tuner, metrics["validation"])
     metrics["delta_bytes"] = file_size(folder.delta)
     metrics |= work.test(folder)
     if history:
         metrics["training_seconds"] = sum(entry["seconds"] for entry in history)
         draw_curves(history, folder.curves)
+    return metrics
+
+
+def _tested_start(work: Work, folder: RunFolder, tuner: Tuner, start: dict[str, Any]) -> dict[str, Any]:
+    """What validation and test images say of the state in which training began; the tuned model is left as it is."""
+    tuned = {group: {name: t.clone() for name, t in tensors.items()} for group, tensors in tuner.state_dict().items()}
+    tuner.load_state_dict(start["state"])
+    try:
+        return {"name": start["name"], "validation": start["validation"], **work.test_start(folder)}
+    finally:
+        tuner.load_state_dict(tuned)
+
+
+def _write(folder: RunFolder, metrics: dict[str, Any]) -> None:
+    """The run's result as CSV, and as metrics.json: with that a run is complete."""
     flat = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
     flat |= {f"validation_{key}": value for key, value in metrics["validation"].items() if not isinstance(value, dict)}
     intervals = {name: found for name, found in metrics.get("test", {}).items() if isinstance(found, dict)}
     flat |= {f"test_{name}_{key}": value for name, found in intervals.items() for key, value in found.items()}
     write_csv(folder.metrics.with_suffix(".csv"), [flat])
     write_json(folder.metrics, metrics)
-    return metrics
 
 
 def _save_delta(work: Work, folder: RunFolder, tuner: Tuner, chosen: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from fewtune.training.kept import KeptPrefix
 from fewtune.training.loaders import SeededImages, keyed_loader, seed_all
 
 SHOWN_FILES = 8
+BEFORE = -1
+"""The "epoch" of the state in which training began."""
 
 
 class NonFiniteLoss(FewtuneError):
@@ -50,6 +52,8 @@ class Learner(pl.LightningModule):
         self.average: Average | None = None
         self.kept: KeptPrefix | None = None
         self.best: dict[str, Any] | None = None
+        self.start: dict[str, Any] | None = None
+        """Where training began, when that is a result of its own: its name, state and validation."""
         self.history: list[dict[str, float]] = []
         self.earlier = 0.0
         """Seconds of the parts of a run that this one goes on from."""
@@ -72,9 +76,13 @@ class Learner(pl.LightningModule):
     # -- set-up
 
     def setup(self, stage: str) -> None:
-        """Attach the tuner, unless that is done."""
+        """Attach the tuner, unless that is done; the start of training is the first that can be the best."""
         if self.tuner is None:
             self.tuner = self.attach(self)
+            if self.start is not None:
+                self.start["state"] = _kept(self.tuner.state_dict())
+                if self.splits["val"] is not None:
+                    self.best = {"epoch": BEFORE, "state": self.start["state"], **self.start["validation"]}
             if self.recipe.ema is not None:
                 self.average = Average(self.tuner, self.recipe.ema)
         self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
@@ -230,12 +238,14 @@ class Learner(pl.LightningModule):
         """Average, best-so-far and history: plain tensors, dicts, lists and numbers."""
         average = None if self.average is None else self.average.state_dict()
         seconds = self.earlier + time.perf_counter() - self._begun
-        checkpoint["fewtune"] = {"average": average, "best": self.best, "history": self.history, "seconds": seconds}
+        checkpoint["fewtune"] = {
+            "average": average, "best": self.best, "start": self.start, "history": self.history, "seconds": seconds,
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The counterpart of `on_save_checkpoint`."""
         own = checkpoint["fewtune"]
-        self.best, self.history = own["best"], own["history"]
+        self.best, self.start, self.history = own["best"], own.get("start"), own["history"]
         self.earlier = own.get("seconds", sum(entry["seconds"] for entry in self.history))
         if self.average is not None:
             self.average.load_state_dict(own["average"])

@@ -64,6 +64,18 @@ class Described(Protocol):
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where training begins when that is a result of its own.
+
+    ``name``: what it is called. ``validation``: what the validation images say of it, by measure and "loss"; empty
+    where there are none.
+    """
+
+    name: str
+    validation: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Work(ABC):
     """One run before it begins. `fit`, the search and the tuners know no more of a task than this."""
 
@@ -125,6 +137,14 @@ class Work(ABC):
     @abstractmethod
     def test(self, folder: RunFolder) -> dict[str, Any]:
         """Read the test set, once: what joins the run's metrics. Empty where there is none."""
+
+    def start(self) -> Start | None:
+        """Bring the fresh model to where training begins; None where it begins as it was made."""
+        return None
+
+    def test_start(self, folder: RunFolder) -> dict[str, Any]:
+        """What the test images say of the model as training began, once `test` has read them."""
+        return {}
 
     def describe(self, **more: Any) -> dict[str, Any]:
         """The metadata of the task file: what a reader of the file wants to know, and what makes the model again."""
