@@ -1,6 +1,7 @@
 """fewtune: fine-tune pretrained vision models by changing only a few of their weights."""
 
 from importlib.metadata import version
+from typing import Any
 
 from fewtune.delta import Delta, load_delta
 from fewtune.errors import FewtuneError
@@ -38,3 +39,18 @@ __all__ = [
     "random_importance",
     "select",
 ]
+
+WITH_TRAINING = ("Predictor", "load_task")
+"""Names of `fewtune.tasks` that are offered here too; they need the libraries of the extra "train"."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in WITH_TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from fewtune import tasks
+    except ModuleNotFoundError as error:
+        from fewtune.errors import MissingExtra
+
+        raise MissingExtra(error.name or "pydantic", "train") from None
+    return getattr(tasks, name)

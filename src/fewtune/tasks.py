@@ -17,12 +17,12 @@ from fewtune.methods import load_task_file
 from fewtune.plugins import Table
 from fewtune.segmentation import SEGMENTATION
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
-from fewtune.training.work import Work
+from fewtune.training.work import Described, Work
 
 if TYPE_CHECKING:
     from fewtune.training.fit import Result
 
-__all__ = ["TASKS", "Task", "compare", "evaluate", "fit", "load_task", "predict", "prepare", "task_of"]
+__all__ = ["TASKS", "Predictor", "Task", "compare", "evaluate", "fit", "load_task", "predict", "prepare", "task_of"]
 
 TASKS: Table[Task] = Table("fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, SEGMENTATION)})
 
@@ -56,15 +56,62 @@ def task_of(delta: str | Path) -> Task:
     return TASKS[name]
 
 
-def load_task(delta: str | Path, progress: Progress | None = None) -> Loaded:
+def load_task(delta: str | Path, progress: Progress | None = None, backbone: Described | None = None) -> Loaded:
     """Make the model that a task file names and apply the file to it.
+
+    Args:
+        delta: the task file, or ``hf://org/name[@revision]``.
+        progress: told in words what slow work goes on.
+        backbone: the model, loaded already, with a head of any size: `fewtune.models.load_backbone(…)`, or the `plain`
+            of another loaded task. The task that is in it is taken out first, bit for bit.
 
     Raises:
         DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
         ModelError: the backbone cannot be had.
     """
     path = resolve(delta).path
-    return task_of(path).load(path, progress)
+    return task_of(path).load(path, progress, backbone)
+
+
+class Predictor:
+    """A backbone that is loaded once, and predicts often: for one task after another, of any number of classes.
+
+    ``Predictor("birds.safetensors").predict(["photos/"])`` loads the backbone that the task file names; `swap` puts
+    another task of that backbone into the place of the first in milliseconds. For images of many tasks in one batch
+    there is `fewtune.serving.TaskBank`.
+
+    Args:
+        delta: the first task file, or ``hf://org/name[@revision]``.
+        backbone: as in `load_task`.
+        progress: told in words what slow work goes on.
+
+    Raises:
+        DeltaError, ModelError: as `load_task`.
+    """
+
+    def __init__(
+        self, delta: str | Path, *, backbone: Described | None = None, progress: Progress | None = None
+    ) -> None:
+        self.loaded = load_task(delta, progress, backbone)
+        self._kind = task_of(resolve(delta).path)
+
+    def swap(self, delta: str | Path) -> None:
+        """Puts another task in the place of the present one.
+
+        Raises:
+            DeltaError: the file is damaged or of another backbone; the present task stays.
+        """
+        self.loaded = load_task(delta, backbone=self.loaded.plain)
+        self._kind = task_of(resolve(delta).path)
+
+    def predict(self, images: Iterable[str | Path], **options: Any) -> Rows:
+        """One row for every image, by the present task; the options are those of `fewtune.tasks.predict`.
+
+        Raises:
+            DataError: a path is missing or unreadable, or there is no image.
+            DeltaError: another task was loaded into this backbone elsewhere.
+        """
+        return self._kind.predict(self.loaded, images, **options)
 
 
 def evaluate(delta: str | Path, data: str, **options: Any) -> Evaluation:

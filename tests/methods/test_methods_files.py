@@ -53,11 +53,28 @@ def test_another_or_a_changed_backbone_is_refused_and_left_as_it_was(method: str
         task.apply(changed)
     assert all(torch.equal(before[name], tensor) for name, tensor in changed.state_dict().items())
     assert before.keys() == changed.state_dict().keys()
-    with pytest.raises(DeltaError, match="create the model with 5 classes"):
-        task.apply(plain_model("vit", classes=4))
     for other in ("swin", "dinov2"):
         with pytest.raises(DeltaError, match=r"another backbone|head"):
             task.apply(plain_model(other))
+
+
+@pytest.mark.parametrize("method", ["adapter", "lora", "vpt-deep", "ssf", "spt-lora"])
+def test_a_model_with_another_number_of_classes_takes_the_tasks_head(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "task.safetensors"
+    expected, _ = saved(method, "vit", path)
+    task = load_method_file(path)
+    model = plain_model("vit")
+    model.reset_classifier(4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    beside, _ = task.beside(model)
+    assert torch.equal(output(beside, "vit"), expected)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert before.keys() == model.state_dict().keys()
+    shared = {id(tensor) for tensor in model.parameters()} & {id(tensor) for tensor in beside.parameters()}
+    assert len(shared) > len(before) / 2
+    task.apply(model)
+    assert torch.equal(output(model, "vit"), expected)
+    assert model.num_classes == expected.shape[1]
 
 
 @pytest.mark.parametrize("method", ["adapter", "spt-lora"])

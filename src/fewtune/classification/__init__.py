@@ -29,10 +29,10 @@ def _prepare(recipe: Recipe) -> Work:
     return prepare(recipe)
 
 
-def _load(path: Path, progress: Progress | None = None) -> Loaded:
+def _load(path: Path, progress: Progress | None = None, backbone: Any = None) -> Loaded:
     from fewtune.classification.loaded import load_classifier
 
-    return load_classifier(path, progress)
+    return load_classifier(path, progress, backbone)
 
 
 def _evaluate(data: str, *, batch_size: int | None = None, **options: Any) -> Evaluation:
@@ -41,7 +41,7 @@ def _evaluate(data: str, *, batch_size: int | None = None, **options: Any) -> Ev
     return evaluate(data, batch_size=batch_size or BATCH, **options)
 
 
-def _predict(delta: Path, images: list[Path], *, batch_size: int | None = None, **options: Any) -> Rows:
+def _predict(delta: Any, images: list[Path], *, batch_size: int | None = None, **options: Any) -> Rows:
     from fewtune.classification.predict import predict
 
     return predict(delta, images, batch_size=batch_size or BATCH, **options)

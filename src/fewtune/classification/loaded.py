@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,28 @@ from torch import Tensor
 
 from fewtune.data.transforms import eval_transform
 from fewtune.errors import DeltaError, Progress
-from fewtune.methods import TaskFile, Tuner, load_task_file
-from fewtune.models import Backbone, backbone_from_description, channels_last
+from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
+from fewtune.models import Backbone, as_described, backbone_from_description, channels_last
 
 
 @dataclass(frozen=True)
 class LoadedClassifier:
     """A backbone with a task in it.
 
-    `tuner` is that of a method which adds modules to the model; None where the backbone stays a plain model.
+    `plain` is what another task can be loaded into: `backbone`, or, where the method adds modules, what these stand
+    beside. `tuner` is that of such a method, else None.
     """
 
     delta: TaskFile
     backbone: Backbone
     class_names: tuple[str, ...]
     transform: Callable[[Any], Any]
+    plain: Backbone
     tuner: Tuner | None = None
+
+    def require_in_place(self) -> None:
+        """DeltaError where another task was loaded into the same backbone since."""
+        require_in_place(self.delta, self.plain.model)
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The tuned model's state, which its library loads strictly; where modules were added, they are merged.
@@ -37,8 +43,13 @@ class LoadedClassifier:
         return self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
 
 
-def load_classifier(path: str | Path, progress: Progress | None = None) -> LoadedClassifier:
+def load_classifier(
+    path: str | Path, progress: Progress | None = None, backbone: Backbone | None = None
+) -> LoadedClassifier:
     """Make the backbone that a task file names and apply the file to it.
+
+    Args:
+        backbone: the backbone, loaded already, with a head of any size; the task that is in it is taken out first.
 
     Raises:
         DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
@@ -54,8 +65,11 @@ def load_classifier(path: str | Path, progress: Progress | None = None) -> Loade
     if (kind := delta.metadata.get("task", "classification")) != "classification":
         raise DeltaError(f"{path} is of a {kind} run, expected one of classification")
     class_names = tuple(str(name) for name in delta.metadata["class_names"])
-    backbone = backbone_from_description(delta.metadata["backbone"], len(class_names), progress)
-    tuner = delta.apply(channels_last(backbone.model))
-    backbone.model.eval()
-    transform = eval_transform(delta.metadata.get("transform", "none"), backbone)
-    return LoadedClassifier(delta, backbone, class_names, transform, tuner)
+    described = delta.metadata["backbone"]
+    if backbone is None:
+        plain = backbone_from_description(described, len(class_names), progress)
+    else:
+        plain = as_described(backbone, described, len(class_names))
+    model, tuner = put_in(delta, channels_last(plain.model))
+    transform = eval_transform(delta.metadata.get("transform", "none"), plain)
+    return LoadedClassifier(delta, replace(plain, model=model.eval()), class_names, transform, plain, tuner)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fewtune.classification.loaded import load_classifier
+from fewtune.classification.loaded import LoadedClassifier, load_classifier
 from fewtune.data import Split
 from fewtune.data.images import image_files, readable, with_faults
 from fewtune.errors import Progress
@@ -20,7 +20,7 @@ from fewtune.training.progress import shown
 
 
 def predict(
-    delta: str | Path,
+    delta: str | Path | LoadedClassifier,
     images: Iterable[str | Path],
     *,
     batch_size: int = 32,
@@ -32,19 +32,22 @@ def predict(
     """One row for every image: file, prediction, its probability, and each class's probability.
 
     Args:
-        delta: the task file; its backbone, input size, normalisation and class names are read from it.
+        delta: the task file; its backbone, input size, normalisation and class names are read from it. Or the task
+            that was loaded from it.
         images: image files, and folders that are searched for images.
         strict: refuse all where one image cannot be read. Else its row says why in the column `error`, which is there
             only then, and the others are predicted.
 
     Raises:
         DataError: a path is missing, or unreadable (`strict`), or there is no image.
+        DeltaError: the task file is not good, or another task was put into the loaded one's backbone since.
     """
     given = image_files(images)
     files, faults = (given, {}) if strict else readable(given)
     if not files:
         return with_faults([], given, faults)
-    task = load_classifier(delta, progress)
+    task = delta if isinstance(delta, LoadedClassifier) else load_classifier(delta, progress)
+    task.require_in_place()
     split = Split(records=files, labels=[0] * len(files), names=[str(file) for file in files])
     loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
     found, _ = probabilities(task.backbone.model, loader, pick_device(accelerator), "predict")

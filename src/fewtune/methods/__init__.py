@@ -21,7 +21,7 @@ from fewtune.methods.adapter import ADAPTER, Adapter
 from fewtune.methods.base import Insertion, Method, Run, Settings, TaskFile, Tuner
 from fewtune.methods.bias import BIAS
 from fewtune.methods.criteria import CRITERIA, Criterion
-from fewtune.methods.file import FORMAT, MethodFile, read_method_file
+from fewtune.methods.file import FORMAT, MethodFile, put_in, read_method_file, require_in_place
 from fewtune.methods.full import FULL
 from fewtune.methods.gps import GPS
 from fewtune.methods.inserted import Inserted, Modules
@@ -52,6 +52,8 @@ __all__ = [
     "Tuner",
     "load_method_file",
     "load_task_file",
+    "put_in",
+    "require_in_place",
 ]
 
 METHODS: Table[Method] = Table(

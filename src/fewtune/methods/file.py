@@ -8,6 +8,7 @@ executed.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -19,14 +20,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fewtune.delta import frozen_buffers
+from fewtune.delta import Delta, applied, frozen_buffers, swap
 from fewtune.delta.checks import as_json, inventory, require_finite
 from fewtune.delta.entries import read
 from fewtune.delta.fingerprint import Covered, Fingerprint, fast_positions
 from fewtune.delta.format import write_file
+from fewtune.delta.head import Resizing
 from fewtune.errors import DeltaError
 from fewtune.files import read_tensors
-from fewtune.methods.base import Insertion, State, Tuner
+from fewtune.methods.base import Insertion, State, TaskFile, Tuner
 from fewtune.neurons import Anatomy, Role
 
 FORMAT = "fewtune-method"
@@ -147,16 +149,40 @@ class MethodFile:
     def apply(self, model: nn.Module) -> Tuner:
         """Puts the method and its trained values into a plain model of the same backbone; gives the tuner.
 
-        There is no way back: load the model anew for another task.
+        A head of another number of classes is replaced by one of the task's size, as `Delta.apply` does. There is no
+        way back: `beside` leaves the model as it is.
 
         Raises:
-            DeltaError: another backbone, another head, or a model that carries a task already. It is unchanged.
+            DeltaError: another backbone, another kind of head, or a model that carries a task already. It is unchanged.
         """
         present = inventory(model)
-        self._check(present.parameters, present.tensors)
-        tuner = self.method.attach(model, self.head)
+        head = Resizing.of(model, present.parameters, self.shapes)
+        for new in head.new.values():
+            nn.init.zeros_(new)  # until the task's values are loaded
+        resized = present.replaced(head.new)
+        self._check(resized.parameters, resized.tensors)
+        head.put_in()
+        try:
+            tuner = self.method.attach(model, self.head)
+        except BaseException:
+            head.take_out()
+            raise
         tuner.load_state_dict(self.state)
         return tuner
+
+    def beside(self, model: nn.Module) -> tuple[nn.Module, Tuner]:
+        """As `apply`, to a copy of the model that shares with it every tensor which the task leaves alone.
+
+        Returns:
+            The copy, and its tuner; the model itself stays plain.
+
+        Raises:
+            DeltaError: as `apply`.
+        """
+        changed = {name for group in ("values", "buffers") for name in self.state[group]}
+        shared = {id(tensor): tensor for name, tensor in inventory(model).tensors.items() if name not in changed}
+        beside = copy.deepcopy(model, shared)
+        return beside, self.apply(beside)
 
     def _check(self, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         classes = list(self.shapes.values())[-1][0]
@@ -182,6 +208,43 @@ class MethodFile:
                 f"the task belongs to another backbone: {different} has other values in this model; load the "
                 "checkpoint that was tuned"
             )
+
+
+def put_in(task: Delta | MethodFile, model: nn.Module) -> tuple[nn.Module, Tuner | None]:
+    """A task in the place of the one that a model carries, whatever their numbers of classes.
+
+    Returns:
+        The model with the task in it: a copy `beside` it, and its tuner, where the method adds modules.
+
+    Raises:
+        DeltaError: the task is of another backbone; the model carries what it carried before.
+    """
+    if isinstance(task, Delta):
+        swap(model, task)
+        return model, None
+    present = applied(model)
+    if present is not None:
+        present.revert(model)
+    try:
+        return task.beside(model)
+    except BaseException:
+        if present is not None:
+            present.apply(model, verify="none")  # it stood there a moment ago
+        raise
+
+
+def require_in_place(task: TaskFile, model: nn.Module) -> None:
+    """That `put_in` was not asked for another task since.
+
+    Args:
+        task: what was put in.
+        model: what it was put into, or beside.
+
+    Raises:
+        DeltaError: another task stands in the model now.
+    """
+    if applied(model) is not (task if isinstance(task, Delta) else None):
+        raise DeltaError("another task was put into this backbone since this one was loaded: load this one again")
 
 
 def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "Backbone",
     "LoadOptions",
     "Source",
+    "as_described",
     "backbone_from_description",
     "channels_last",
     "check_name",
@@ -51,9 +52,27 @@ def backbone_from_description(
     description: dict[str, Any], num_classes: int | None, progress: Progress | None = None
 ) -> Backbone:
     """The backbone that `Backbone.describe` described, with a head for `num_classes` and the described inputs."""
+    _described_inputs(description)
+    loaded = load_backbone(
+        description["source"], num_classes=num_classes, progress=progress, **description["arguments"]
+    )
+    return replace(loaded, **_described_inputs(description))
+
+
+def as_described(backbone: Backbone, description: dict[str, Any], num_classes: int) -> Backbone:
+    """The same model, with the inputs that `Backbone.describe` described and as many classes.
+
+    Raises:
+        ModelError: the description is not complete.
+    """
+    return replace(backbone, num_classes=num_classes, **_described_inputs(description))
+
+
+def _described_inputs(description: dict[str, Any]) -> dict[str, Any]:
     try:
-        source, arguments = description["source"], description["arguments"]
-        inputs = {
+        return {
+            "source": description["source"],
+            "arguments": description["arguments"],
             "image_size": int(description["image_size"]),
             "mean": tuple(description["mean"]),
             "std": tuple(description["std"]),
@@ -62,4 +81,3 @@ def backbone_from_description(
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the description of the backbone is not complete: {error!r}") from error
-    return replace(load_backbone(source, num_classes=num_classes, progress=progress, **arguments), **inputs)

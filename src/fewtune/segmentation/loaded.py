@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from fewtune.errors import DeltaError, Progress
-from fewtune.methods import TaskFile, Tuner, load_task_file
-from fewtune.segmentation.models import Segmenter, segmenter_from_description
+from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
+from fewtune.segmentation.models import Segmenter, as_described, segmenter_from_description
 
 CLASS_NAMES = ("background", "object")
 
@@ -18,12 +18,18 @@ CLASS_NAMES = ("background", "object")
 class LoadedSegmenter:
     """A segmenter to which a task file has been applied.
 
-    `tuner` is that of a method which adds modules to the model; None where the segmenter stays a plain model.
+    `plain` is what another task can be loaded into: `segmenter`, or, where the method adds modules, what these stand
+    beside. `tuner` is that of such a method, else None.
     """
 
     delta: TaskFile
     segmenter: Segmenter
+    plain: Segmenter
     tuner: Tuner | None = None
+
+    def require_in_place(self) -> None:
+        """DeltaError where another task was loaded into the same segmenter since."""
+        require_in_place(self.delta, self.plain.model)
 
     @property
     def backbone(self) -> Segmenter:
@@ -39,8 +45,13 @@ class LoadedSegmenter:
         return self.segmenter.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
 
 
-def load_tuned_segmenter(path: str | Path, progress: Progress | None = None) -> LoadedSegmenter:
+def load_tuned_segmenter(
+    path: str | Path, progress: Progress | None = None, segmenter: Segmenter | None = None
+) -> LoadedSegmenter:
     """Make the segmenter that a task file names and apply the file to it.
+
+    Args:
+        segmenter: the segmenter, loaded already; the task that is in it is taken out first.
 
     Raises:
         DeltaError: the file is missing or damaged, is of a classification run, or was made for another segmenter.
@@ -49,7 +60,10 @@ def load_tuned_segmenter(path: str | Path, progress: Progress | None = None) -> 
     delta = load_task_file(path)
     if delta.metadata.get("task") != "segmentation" or "backbone" not in delta.metadata:
         raise DeltaError(f"{path} is no task file of a segmentation run; it does not name a segmenter")
-    segmenter = segmenter_from_description(delta.metadata["backbone"], progress)
-    tuner = delta.apply(segmenter.model)
-    segmenter.model.eval()
-    return LoadedSegmenter(delta, segmenter, tuner)
+    described = delta.metadata["backbone"]
+    if segmenter is None:
+        plain = segmenter_from_description(described, progress)
+    else:
+        plain = as_described(segmenter, described)
+    model, tuner = put_in(delta, plain.model)
+    return LoadedSegmenter(delta, replace(plain, model=model.eval()), plain, tuner)

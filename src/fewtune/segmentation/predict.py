@@ -15,7 +15,7 @@ from fewtune.data.images import image_files, open_image, readable, with_faults
 from fewtune.data.mask_transforms import Input
 from fewtune.data.masks import save_mask, save_png
 from fewtune.errors import DataError, Progress
-from fewtune.segmentation.loaded import load_tuned_segmenter
+from fewtune.segmentation.loaded import LoadedSegmenter, load_tuned_segmenter
 from fewtune.segmentation.metrics import THRESHOLD
 from fewtune.segmentation.models import Segmenter
 from fewtune.segmentation.sizes import at_size
@@ -65,7 +65,7 @@ def probability_maps(
 
 
 def predict(
-    delta: str | Path,
+    delta: str | Path | LoadedSegmenter,
     images: Iterable[str | Path],
     out: str | Path,
     *,
@@ -79,7 +79,8 @@ def predict(
     """Draw the mask of every image with nothing but a task file, and write it as PNG of the image's own size.
 
     Args:
-        delta: the task file; its segmenter, input size and normalisation are read from it.
+        delta: the task file; its segmenter, input size and normalisation are read from it. Or the task that was loaded
+            from it.
         images: image files, and folders that are searched for images.
         out: a folder; masks become NAME.png in it, overlays overlays/NAME.png. Made where it is not there.
         strict: refuse all where one image cannot be read. Else its row says why in the column `error`, which is there
@@ -97,7 +98,8 @@ def predict(
     if not files:
         return with_faults([], given, faults)
     targets = _targets(files, Path(out))
-    task = load_tuned_segmenter(delta, progress)
+    task = delta if isinstance(delta, LoadedSegmenter) else load_tuned_segmenter(delta, progress)
+    task.require_in_place()
     (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
     rows = []
     maps = probability_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +76,8 @@ class TaskBank:
         task: BankTask
         with self._pass:
             if isinstance(read, Delta):
-                self._check(read)
+                read.apply(self.model)  # refused here, if it is of another backbone
+                read.revert(self.model)
                 task = HeldTask.of(read, tensors_of(self.model))
             else:
                 task = InsertedTask.of(read, self.model)
@@ -206,29 +206,6 @@ class TaskBank:
         alone, plain = self._alone(images[:MIDDLE], task), logits(self.model(images[MIDDLE:]))
         width = alone.shape[-1], plain.shape[-1]
         return close(alone, mixed[:MIDDLE, : width[0]]) and close(plain, mixed[MIDDLE:, : width[1]])
-
-    def _check(self, delta: Delta) -> None:
-        """That the delta is one of this backbone, its head's size aside.
-
-        Raises:
-            DeltaError: it is not.
-        """
-        with self._head_of(delta):
-            delta.apply(self.model)
-            delta.revert(self.model)
-
-    @contextmanager
-    def _head_of(self, delta: Delta) -> Iterator[None]:
-        """A head of the task's shape in the place of the model's own."""
-        anatomy, stand_in = delta.selection().anatomy, {}
-        for name in delta.selection().head:
-            if name not in self._holders:
-                raise DeltaError(f"the task has a head ({name}) and the model has none: create it with num_classes=1")
-            for holder in self._holders[name]:
-                tensor = holder.tensor
-                stand_in[holder] = nn.Parameter(tensor.new_zeros(anatomy.shapes[name]), requires_grad=False)
-        with replaced(stand_in):
-            yield
 
 
 def _some(images: Tensor, rows: list[int]) -> Tensor:

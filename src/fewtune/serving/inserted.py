@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from fewtune.methods import MethodFile
 from fewtune.serving.changes import class_names, tensors_of
-from fewtune.serving.holders import holders_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +33,8 @@ class InsertedTask:
         Raises:
             DeltaError: the task is of another backbone.
         """
-        changed = {name for group in ("values", "buffers") for name in task.state[group]}
-        backbones = tensors_of(backbone)
-        model = copy.deepcopy(backbone, {id(t): t for name, t in backbones.items() if name not in changed})
-        holders = holders_of(model)
-        for name, shape in task.shapes.items():
-            for holder in holders.get(name, ()):
-                holder.group[holder.attribute] = nn.Parameter(holder.tensor.new_zeros(shape))
-        task.apply(model)
-        shared = {id(tensor) for tensor in backbones.values()}
+        model, _ = task.beside(backbone)
+        shared = {id(tensor) for tensor in tensors_of(backbone).values()}
         own = tuple(t for t in tensors_of(model).values() if id(t) not in shared)
         return cls(model.eval().requires_grad_(False), own, list(task.shapes.values())[-1][0], task.metadata)
 

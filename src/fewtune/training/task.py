@@ -29,6 +29,10 @@ class Loaded(Protocol):
     def backbone(self) -> Described:
         """The model, with how it is described in files."""
 
+    @property
+    def plain(self) -> Described:
+        """What another task can be loaded into; the same model, where the method adds no modules."""
+
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The tuned model's state; TuningError where the method's modules cannot be merged into the weights."""
 
@@ -73,10 +77,10 @@ class Task:
     metric: the name of what validation measures; the larger the better.
     images: a recipe's data, listed and not opened: its splits by name.
     prepare: data, a fresh model, the learner: a run before it begins.
-    load: a task file -> its model with the task in it.
+    load: a task file, whom progress is told, and a backbone that is loaded already, or None -> a model with the task.
     evaluate: test a task file on data, or an untouched model where the kind of task can.
     untouched: whether it can.
-    predict: a task file, images, and where pictures are written -> one row for every image.
+    predict: a task file or a loaded task, images, and where pictures are written -> one row for every image.
     draws: whether predictions are pictures that go into a folder.
     recognises: whether a file of predictions is of this kind.
     compare: two such files.
@@ -86,7 +90,7 @@ class Task:
     metric: str
     images: Callable[[Recipe], Mapping[str, Sized]]
     prepare: Callable[[Recipe], Work]
-    load: Callable[[Path, Progress | None], Loaded]
+    load: Callable[[Path, Progress | None, Described | None], Loaded]
     evaluate: Callable[..., Evaluation]
     predict: Callable[..., Rows]
     recognises: Callable[[Path], bool]

@@ -12,7 +12,7 @@ from fewtune.segmentation.models import saliency
 from fewtune.segmentation.models.linear import load_linear
 from fewtune.segmentation.models.segmenter import Segmenter
 
-__all__ = ["Segmenter", "load_segmenter", "segmenter_from_description"]
+__all__ = ["Segmenter", "as_described", "load_segmenter", "segmenter_from_description"]
 
 
 def load_segmenter(
@@ -90,9 +90,25 @@ def segmenter_from_description(description: dict[str, Any], progress: Callable[[
     Raises:
         ModelError: the description is not complete, or the model cannot be had.
     """
+    _described_inputs(description)
+    loaded = load_segmenter(description["source"], progress=progress, **description["arguments"])
+    return as_described(loaded, description)
+
+
+def as_described(segmenter: Segmenter, description: dict[str, Any]) -> Segmenter:
+    """The same model, with the inputs that `Segmenter.describe` described.
+
+    Raises:
+        ModelError: the description is not complete.
+    """
+    return replace(segmenter, **_described_inputs(description))
+
+
+def _described_inputs(description: dict[str, Any]) -> dict[str, Any]:
     try:
-        source, arguments = description["source"], description["arguments"]
-        inputs = {
+        return {
+            "source": description["source"],
+            "arguments": description["arguments"],
             "image_size": int(description["image_size"]),
             "mean": tuple(description["mean"]),
             "std": tuple(description["std"]),
@@ -100,4 +116,3 @@ def segmenter_from_description(description: dict[str, Any], progress: Callable[[
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the description of the segmenter is not complete: {error!r}") from error
-    return replace(load_segmenter(source, progress=progress, **arguments), **inputs)
