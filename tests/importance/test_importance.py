@@ -213,3 +213,36 @@ def test_two_processes_get_the_same_sums(tmp_path: Path) -> None:
     together = gradient_importance(net(), batches(4), CrossEntropy())
     assert_close(together, first)
     assert all(torch.equal(first[name], second[name]) for name in WEIGHTS)
+
+
+def test_scoring_ends_when_the_selection_has_settled() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batch = (torch.randn(8, 6), torch.arange(8) % 3)
+    seen: list[int] = []
+
+    def scores(settle: float | None, batches: list[Any]) -> fewtune.Scores:
+        seen.clear()
+        options: dict[str, Any] = {"head": None, "settle": settle, "progress": lambda done, total: seen.append(done)}
+        return fewtune.gradient_importance(model, batches, fewtune.CrossEntropy(), **options)
+
+    same = scores(1.0, [batch] * 10)  # the same images over and over: after two batches all agrees
+    assert seen == [1, 2]
+    assert all(torch.equal(same[name], scores(None, [batch] * 2)[name]) for name in same)
+    means, labels = torch.randn(3, 6), torch.arange(8) % 3
+    changing = [(means[labels] + 2 * torch.randn(8, 6), labels) for _ in range(10)]
+    scores(None, changing)
+    assert seen == list(range(1, 11))
+    scores(0.6, changing)
+    looked, settled_after = {2, 4, 6, 8}, seen[-1]
+    assert settled_after in looked
+
+    def agreement(batches: int) -> float:
+        more, half = scores(None, changing[:batches]), scores(None, changing[: batches // 2])
+        same = [more[name].argmax(1).eq(half[name].argmax(1)) for name in more]
+        return float(torch.cat(same).float().mean())
+
+    shares = {batches: agreement(batches) for batches in sorted(looked) if batches <= settled_after}
+    assert [batches for batches, share in shares.items() if share >= 0.6] == [settled_after]
+    with pytest.raises(ImportanceError, match=r"settle=1\.5; expected a share"):
+        scores(1.5, changing)

@@ -21,8 +21,8 @@ SCORED_BY = (
     "limit_train", "seed", "importance", "objective", "temperature", "batch_size",
 )  # fmt: skip
 """The settings on which the scores of a gradient importance depend (dropout is off while they are taken)."""
-LEFT_OUT = ("exclude", "reach")
-"""Settings that leave connections without scores; named only where given, so that files of older grids are found."""
+LATER = ("exclude", "reach", "settle")
+"""Settings on which scores depend too; named only where given, so that files of older grids are found."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,6 @@ def scores_file(recipe: Recipe, task: Path) -> Path | None:
     """
     if METHODS[recipe.method].score is None or recipe.importance != "gradient" or recipe.selection is not None:
         return None
-    given = {key: value for key in LEFT_OUT if (value := getattr(recipe, key))}
+    given = {key: value for key in LATER if (value := getattr(recipe, key))}
     said = json.dumps([getattr(recipe, key) for key in SCORED_BY] + ([given] if given else []), default=str)
     return task / "scores" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewtune.errors import ImportanceError, SelectionError
 from fewtune.importance.passes import Progress, accumulate, left_as_found, reduce_over_processes
 from fewtune.importance.scores import Scores, scored_weights
+from fewtune.importance.settling import Settling
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role, excluded
 from fewtune.objectives import Objective, SupCon, pooled_features
 
@@ -27,6 +28,7 @@ def gradient_importance(
     exclude: Iterable[str] = (),
     train_mode: bool = False,
     limit: int | None = None,
+    settle: float | None = None,
     passes: int = 1,
     store: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -49,6 +51,8 @@ def gradient_importance(
             and the backward pass ends where no scored weight is left.
         train_mode: run in training mode (dropout, batch statistics) instead of evaluation mode.
         limit: use this many batches at most.
+        settle: end the pass when this share of the neurons has the same largest connection as after half as many
+            batches (see `fewtune.importance.settling`); in (0, 1]. Left out, all batches are used.
         passes: read the data this many times, each time for a part of the layers: the gradients of the other parts
             are not formed, for a model that hardly fits. The loader must yield the same batches each time.
         store: device of the sums, such as "cpu" for a model that hardly fits; the weight's own where left out.
@@ -56,13 +60,15 @@ def gradient_importance(
 
     Raises:
         ImportanceError: NaN or all-zero scores, an empty loader, or one that yields something else; a limit or a number
-            of passes below 1.
+            of passes below 1, or an impossible ``settle``.
         SelectionError: a pattern of ``exclude`` matches no module, or nothing is left.
         ModelError: ``head`` names no module.
     """
     for option, value in {"limit": limit, "passes": passes}.items():
         if value is not None and (type(value) is not int or value < 1):
             raise ImportanceError(f"{option}={value!r}; expected a whole number above 0")
+    if settle is not None and not 0 < settle <= 1:
+        raise ImportanceError(f"settle={settle!r}; expected a share of the neurons above 0, at most 1")
     anatomy, weights = scored_weights(model, head, roles)
     objective = objective if objective is not None else SupCon()
     if isinstance(objective, SupCon) and objective.features is None:
@@ -74,6 +80,9 @@ def gradient_importance(
     with left_as_found(model, train_mode):
         for part in range(min(passes, len(names))):
             chosen = {name: weights[name] for name in names[part::passes]}
-            sums |= accumulate(model, loader, objective, chosen, limit=limit, store=store, progress=progress)
+            settled = None if settle is None else Settling(anatomy.views, settle)
+            sums |= accumulate(
+                model, loader, objective, chosen, limit=limit, settled=settled, store=store, progress=progress
+            )
     reduce_over_processes(sums, {name: weights[name] for name in names})
     return Scores({name: sums[name].abs_() for name in names}, anatomy)

@@ -18,6 +18,8 @@ from fewtune.objectives import Objective
 
 Progress = Callable[[int, int | None], None]
 """Called as (batches done, batches in all or None)."""
+Settled = Callable[[int, Mapping[str, Tensor]], bool]
+"""Called as (batches done, signed sums by weight); True ends the pass."""
 
 
 def accumulate(
@@ -28,6 +30,7 @@ def accumulate(
     *,
     of: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     limit: int | None = None,
+    settled: Settled | None = None,
     store: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
@@ -45,6 +48,7 @@ def accumulate(
         weights: the parameters whose gradients are summed, by name; those of all others are not formed.
         of: f, applied to a batch's gradient; the gradient itself where left out.
         limit: use this many batches at most.
+        settled: asked after every batch, with the number of batches and the sums, whether that is enough.
         store: device of the sums; the weight's own where left out.
         progress: called after every batch.
 
@@ -52,7 +56,8 @@ def accumulate(
         ImportanceError: an empty loader, one that yields something else, or an objective that gives no scalar.
     """
     with _summing(model, weights, of, store) as sums:
-        _backward_all(model, loader, objective, limit, progress)
+        enough = None if settled is None else partial(_asked, settled, sums)
+        _backward_all(model, loader, objective, limit, enough, progress)
     return sums
 
 
@@ -125,8 +130,17 @@ def _summing(
             hook.remove()
 
 
+def _asked(settled: Settled, sums: Mapping[str, Tensor], done: int) -> bool:
+    return settled(done, sums)
+
+
 def _backward_all(
-    model: nn.Module, loader: Iterable[Any], objective: Objective, limit: int | None, progress: Progress | None
+    model: nn.Module,
+    loader: Iterable[Any],
+    objective: Objective,
+    limit: int | None,
+    enough: Callable[[int], bool] | None,
+    progress: Progress | None,
 ) -> None:
     device = next(model.parameters()).device
     length = len(loader) if isinstance(loader, Sized) else None
@@ -143,6 +157,8 @@ def _backward_all(
         done += 1
         if progress is not None:
             progress(done, total)
+        if enough is not None and enough(done):
+            break
     if not done:
         raise ImportanceError("the loader yielded no batch; expected (images, labels) or ((view1, view2), labels)")
 

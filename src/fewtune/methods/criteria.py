@@ -32,7 +32,8 @@ TASK_FILE = "delta.safetensors"
 def gradient(run: Run) -> Scores:
     """The modulus of the summed gradient of the run's objective over its training images (Eq. 1)."""
     model, exclude = run.model.to(run.device), run.settings(Excluding).exclude
-    return gradient_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude)
+    settle = run.settings(CriterionSettings).settle
+    return gradient_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude, settle=settle)
 
 
 def magnitude(run: Run) -> Scores:
@@ -61,6 +62,10 @@ class CriterionSettings(Settings):
     """Which criterion, and what it needs."""
 
     importance: str = Field("gradient", description=f"what scores the connections: {', '.join(CRITERIA.present)}")
+    settle: float | None = Field(
+        None, gt=0, le=1, description="end scoring when this share of the neurons has the same largest connection as "
+        "after half as many batches; left out, all training images are scored",
+    )  # fmt: skip
     oracle: str | None = Field(None, description="for importance=oracle: run folder or task file of a method=full run")
 
     @field_validator("importance")

@@ -27,6 +27,7 @@ from fewtune.methods.reach import find_border
 from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
+from fewtune.training.precision import offer
 from fewtune.training.run_folder import RunFolder, draw_curves
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
 from fewtune.training.tuners import Share, fit_at_once, make_tuner, method_of
@@ -83,6 +84,8 @@ def fit(
     work = prepare(recipe)
     if work.data.test is None and main:
         log.info("no images are set aside for a test; test_fraction=0.2 keeps a fifth of them to score the task on")
+    if main and not begun and (line := offer(work)) is not None:
+        log.info("%s", line)
     if recipe.reach is not None:
         find_border(work.backbone.model, recipe.reach)  # refused here, if it is
     check = METHODS[recipe.method].check

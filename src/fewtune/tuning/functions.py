@@ -167,7 +167,7 @@ class SelectedLinear(torch.autograd.Function):
         if ctx.fused:
             kept = fused_keep(kept, ctx.places) if ctx.whole else kept
             dv, db = fused_gradients(rows, kept, ctx.places)
-            return dx, dv, None, db if ctx.needs_input_grad[3] else None, None, None
+            return dx, dv.to(values_dtype), None, db.to(bias_dtype) if ctx.needs_input_grad[3] else None, None, None
         if ctx.needs_input_grad[1]:
             dv = linear_selected_gradient(rows, kept, ctx.places, keep_whole=ctx.whole).to(values_dtype)
         if ctx.needs_input_grad[3]:

@@ -130,7 +130,7 @@ FUSED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", [fused.BLOCK, 2048])
 @pytest.mark.parametrize("case", FUSED)
 def test_fused_gradients_match_reference(
@@ -140,7 +140,8 @@ def test_fused_gradients_match_reference(
     monkeypatch.setattr(fused, "BLOCK", block)  # 2048: several blocks of neurons
     places = FUSED[case]()
     x, dy = torch.randn(50, places.fan_in, dtype=dtype), torch.randn(50, places.neurons, dtype=dtype)
-    weight = values = bias = torch.empty(0, dtype=dtype)
+    weight = bias = torch.empty(0, dtype=dtype)
+    values = torch.empty(0, dtype=torch_linear.accumulator(x))  # a float32 master beside half precision
     assert fused.fusible(x, weight, values, bias, places)
     kept = fused.fused_keep(x, places)
     assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size() < x.untyped_storage().nbytes()
@@ -155,9 +156,20 @@ def test_what_is_not_fused() -> None:
     places, x = uniform(257, 67, 2, hot=9), torch.randn(5, 67)
     assert fused.fusible(x, x, x, None, places)
     assert not fused.fusible(x, x, x, x.half(), places), "a half-precision bias, added in float32"
-    assert not fused.fusible(x.bfloat16(), x.bfloat16(), x, None, places), "autocast"
+    assert not fused.fusible(x.half(), x.half(), x, None, places), "half precision that is not bfloat16"
     assert not fused.fusible(x, x, x, None, uniform(257, 67, 60)), "nearly all columns are hot"
     assert not fused.fusible(x.to("meta"), x, x, None, places), "another device"
+
+
+def test_a_fused_product_of_bfloat16_is_added_in_float32() -> None:
+    # 4096 ones: a bfloat16 sum stops growing at 256.
+    places = uniform(257, 67, 2, hot=9)
+    ones = torch.ones(4096, 67, dtype=torch.bfloat16)
+    dy = torch.ones(4096, 257, dtype=torch.bfloat16)
+    dv, db = fused.fused_gradients(dy, fused.fused_keep(ones, places), places)
+    assert dv.dtype is db.dtype is torch.float32
+    assert torch.equal(dv, torch.full_like(dv, 4096.0))
+    assert torch.equal(db, torch.full_like(db, 4096.0))
 
 
 def test_non_contiguous_and_expanded_gradients() -> None:

@@ -3,6 +3,9 @@
 The forward pass keeps X' = [1, hot columns of x], so that P = dY^T X' holds the bias gradient in its first column and
 dV[o, k] = P[o, 1 + hot_index[o, k]]: dY, the largest tensor of the layer, is read once for both. X' is as wide as the
 library computes fast (a multiple of `cost.LANES`); columns that fill it up repeat a hot one and are never read.
+
+In bfloat16, as under autocast, the library adds in float32 and rounds P once, as it rounds the whole weight gradient of
+full fine-tuning; a product in float32 of what was cast up would take two and a half times as long.
 """
 
 from __future__ import annotations
@@ -11,13 +14,17 @@ import torch
 from torch import Tensor
 
 from fewtune.tuning.ops.places import SelectedPlaces
-from fewtune.tuning.ops.torch_linear import BLOCK, columns, gathered_sum
+from fewtune.tuning.ops.torch_linear import BLOCK, accumulator, columns, gathered_sum
 
 
 def fusible(x: Tensor, weight: Tensor, values: Tensor, bias: Tensor | None, places: SelectedPlaces) -> bool:
-    """Whether all operands are of one dtype, float32 or more, on a CPU, and the copy is worth its bytes."""
-    dtypes = {x.dtype, weight.dtype, values.dtype} | ({bias.dtype} if bias is not None else set())
-    one = len(dtypes) == 1 and x.dtype in (torch.float32, torch.float64)
+    """Whether the operands are of one dtype, bfloat16 or float32 or more, on a CPU, and the copy is worth its bytes.
+
+    Of bfloat16 operands the values are a float32 master, and so may the bias be.
+    """
+    dtypes = {x.dtype, weight.dtype} | ({bias.dtype} if bias is not None else set())
+    wide = values.dtype is x.dtype and x.dtype in (torch.float32, torch.float64)
+    one = len(dtypes) == 1 and (wide or (x.dtype is torch.bfloat16 and values.dtype is torch.float32))
     return one and x.device.type == "cpu" and places.columns_kept is not None and not torch.compiler.is_compiling()
 
 
@@ -32,6 +39,8 @@ def fused_keep(x: Tensor, places: SelectedPlaces) -> Tensor:
 def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[Tensor, Tensor]:
     """The gradients of a layer's selected connections, shaped as `places.hot_index`, and of its bias, [neurons].
 
+    In the operands' dtype, and in float32 where that is half precision.
+
     Args:
         dy: dL/dy, [N, neurons].
         kept: what `fused_keep` returned.
@@ -40,7 +49,8 @@ def fused_gradients(dy: Tensor, kept: Tensor, places: SelectedPlaces) -> tuple[T
     first = kept[:, : places.product_width]
     step = max(128, BLOCK // places.product_width)
     blocks = [_product(dy, first, places, start, start + step) for start in range(0, places.neurons, step)]
-    dv, db = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*blocks, strict=True))
+    wide = accumulator(dy, kept)
+    dv, db = ((torch.cat(parts) if len(parts) > 1 else parts[0]).to(wide) for parts in zip(*blocks, strict=True))
     if places.rare.numel():
         others = gathered_sum(dy, kept, places.rare_column, dv.dtype, places.rare_rows)
         dv.view(-1).index_copy_(0, places.rare, others)
