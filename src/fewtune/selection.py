@@ -149,6 +149,17 @@ class Selection:
         if self.anatomy.views != other.anatomy.views:
             raise SelectionError("the two selections belong to different models: their weights differ")
 
+    @property
+    def warning(self) -> str | None:
+        """What a user must know before training, in one line: more than a tenth of the backbone is of unknown role."""
+        share = self.anatomy.unknown_share
+        if share <= MUCH:
+            return None
+        return (
+            f"{100 * share:.0f} % of the backbone is of unknown role, so that no connection of it is selected: its "
+            "layers are of a kind that fewtune does not know"
+        )
+
     def summary(self) -> str:
         """A table: selected connections of every weight, what else is trained, shares of the backbone in %."""
         views = self.anatomy.views
@@ -167,11 +178,8 @@ class Selection:
         frozen = [n for n in self.anatomy.named(Role.OTHER) if n not in self.whole]
         if frozen:
             lines.append(f"frozen, role unknown: {', '.join(frozen)} (set one with roles={{pattern: role}})")
-        if self.anatomy.unknown_share > MUCH:
-            lines.append(
-                f"warning: {100 * self.anatomy.unknown_share:.0f} % of the backbone is of unknown role, so that no "
-                "connection of it is selected: its layers are of a kind that fewtune does not know"
-            )
+        if self.warning:
+            lines.append(f"warning: {self.warning}")
         share = 100 * (self.trained - head) / backbone
         lines.append(
             f"trained: {self.trained:,}; without the head {self.trained - head:,} = {share:.3f} % of {backbone:,}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from fewtune import load_delta, magnitude_importance
 from fewtune.analysis import rank_correlation
@@ -315,12 +316,8 @@ def test_folders_that_are_not_a_grids(images: tuple[Path, Path], tmp_path: Path)
     grid = grid_from(values(*images))
     with pytest.raises(ConfigError, match="not the folder of a grid"):
         run_grid(grid, tmp_path)
-    import fcntl
-
     out = tmp_path / "out"
     out.mkdir()
     (out / "grid.yaml").write_text("")
-    with (out / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process is running"):
-            run_grid(grid, out)
+    with FileLock(out / ".lock"), pytest.raises(ConfigError, match="another process is running"):
+        run_grid(grid, out)

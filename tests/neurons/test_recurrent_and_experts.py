@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fewtune
+from fewtune.methods import gps
 from fewtune.neurons import Role, View, describe
 
 
@@ -44,7 +45,7 @@ def test_experts() -> None:
         assert torch.equal(matrix[view.neurons // 3 + neuron], row)
 
 
-def test_a_summary_warns_where_much_is_unknown() -> None:
+def test_a_summary_and_a_run_warn_where_much_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
     class Table(nn.Module):
         def __init__(self, rows: int) -> None:
             super().__init__()
@@ -52,8 +53,11 @@ def test_a_summary_warns_where_much_is_unknown() -> None:
             self.layer = nn.Linear(10, 10)
 
     def summary(rows: int) -> str:
-        return fewtune.select(fewtune.random_importance(Table(rows), head=None), k=1).summary()
+        caplog.clear()
+        return gps.choose(gps.Settings(k=1), fewtune.random_importance(Table(rows), head=None)).summary()
 
     assert "warning: 65 % of the backbone is of unknown role" in summary(20)
+    assert "warning: 65 % of the backbone is of unknown role" in caplog.text
     assert "warning" not in summary(1)
+    assert "warning" not in caplog.text
     assert "frozen, role unknown: table" in summary(1)

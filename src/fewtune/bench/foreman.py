@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fewtune.bench.choices import next_choice
 from fewtune.bench.estimate import Sizes, seconds_a_pass, sizes_of
 from fewtune.bench.grid import Grid, write_grid
@@ -216,11 +218,9 @@ class _Foreman:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """ConfigError where another process runs a grid in this folder; the lock is gone when its holder is."""
-    import fcntl
-
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"another process is running a grid in {out}; wait for it or stop it") from None
+    try:
+        lock = FileLock(out / ".lock", blocking=False).acquire()
+    except Timeout:
+        raise ConfigError(f"another process is running a grid in {out}; wait for it or stop it") from None
+    with lock:
         yield

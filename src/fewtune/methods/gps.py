@@ -71,7 +71,7 @@ def choose(settings: Settings, scores: Scores) -> Selection:
             "k=%g: %d connections of every neuron, and one more of the %.0f %% of the neurons whose next scores are "
             "the largest", k, int(k), 100 * (k % 1),
         )  # fmt: skip
-    return select(
+    selection = select(
         scores,
         k=settings.per_neuron,
         budget=settings.budget,
@@ -82,6 +82,9 @@ def choose(settings: Settings, scores: Scores) -> Selection:
         relative_position=settings.relative_position,
         exclude=settings.exclude,
     )
+    if selection.warning:
+        log.warning("warning: %s", selection.warning)
+    return selection
 
 
 def _prepare(run: Run, scores: Scores | None) -> Selection:

@@ -51,7 +51,7 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # glibc alone keeps freed memory and can be asked for it
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone can be asked for freed memory
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
