@@ -33,12 +33,22 @@ def prepare(recipe: Recipe) -> Work:
 
 
 def fit(
-    recipe: Recipe | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, search: bool = False
+    recipe: Recipe | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    search: bool = False,
+    **more: Any,
 ) -> Result:
-    """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task."""
+    """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task.
+
+    ``more`` is what only Python can say: ``callbacks=`` and ``loggers=`` of Lightning, ``train_transform=``,
+    ``objective=``; see there.
+    """
     from fewtune.training.fit import fit as run
 
-    return run(recipe, out, prepare, resume=resume, overwrite=overwrite, search=search)
+    return run(recipe, out, prepare, resume=resume, overwrite=overwrite, search=search, **more)
 
 
 def task_of(delta: str | Path) -> Task:

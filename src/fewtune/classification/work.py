@@ -18,7 +18,7 @@ from fewtune.classification.ood import check_sets, score_sets
 from fewtune.classification.predict import prediction_rows, probabilities
 from fewtune.config import Recipe
 from fewtune.data import ImageData, Split, eval_transform, load_data, train_transform
-from fewtune.data.transforms import two_views
+from fewtune.data.transforms import TwoViews, two_views
 from fewtune.errors import ConfigError, DataError
 from fewtune.files import write_csv
 from fewtune.methods import Tuner
@@ -46,8 +46,9 @@ class ImageWork(Work):
 
     @property
     def train(self) -> Split:
-        """Training images as the recipe shows them."""
-        return self.data.train.with_transform(train_transform(self.recipe.augment, self.backbone))
+        """Training images as the recipe shows them, or under the user's own transform."""
+        usual = train_transform(self.recipe.augment, self.backbone)
+        return self.data.train.with_transform(self.train_transform or usual)
 
     def evaluated(self, split: Split) -> Split:
         """Images of a split as they are evaluated."""
@@ -61,11 +62,14 @@ class ImageWork(Work):
     @property
     def scored(self) -> Split:
         """Training images in two views each, which the contrastive loss contrasts."""
-        return self.data.train.with_transform(two_views(self.backbone))
+        own = self.train_transform
+        return self.data.train.with_transform(TwoViews(own) if own else two_views(self.backbone))
 
     @property
     def objective(self) -> Objective:
-        """The supervised contrastive loss, or cross-entropy through the new head."""
+        """The supervised contrastive loss, or cross-entropy through the new head, or the user's own."""
+        if self.importance_objective is not None:
+            return self.importance_objective
         return SupCon(self.recipe.temperature) if self.recipe.objective == "supcon" else CrossEntropy()
 
     @property

@@ -46,14 +46,16 @@ class MaskWork(Work):
         """The segmentation loss."""
         return SegmentationLoss()
 
-    objective = loss
+    @property
+    def objective(self) -> Objective:
+        """The same loss, or the user's own objective."""
+        return self.importance_objective or self.loss
 
     @property
     def train(self) -> MaskSplit:
-        """Training images as the recipe augments them."""
-        return self.data.train.with_transform(
-            Joint("flip" if self.recipe.augment == "flip" else "plain", self.backbone)
-        )
+        """Training images as the recipe augments them, or under the user's own transform of (image, mask)."""
+        usual = Joint("flip" if self.recipe.augment == "flip" else "plain", self.backbone)
+        return self.data.train.with_transform(self.train_transform or usual)
 
     scored = train
 

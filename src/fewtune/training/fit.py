@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewtune.config import Recipe
@@ -24,6 +25,7 @@ from fewtune.files import read_json, write_csv, write_json
 from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.reach import find_border
+from fewtune.objectives import Objective
 from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
@@ -52,6 +54,10 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     search: bool = False,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    train_transform: Callable[..., Any] | None = None,
+    objective: Objective | None = None,
 ) -> Result:
     """Select, train, test once, and write the run folder `out`.
 
@@ -61,6 +67,12 @@ def fit(
         resume: go on after the last finished epoch; on a CPU the numbers are those of an uninterrupted run.
         overwrite: throw away the run that lies in `out`.
         search: first choose lr, k (and drop path) on validation images, see `fewtune.training.search`.
+        callbacks: of Lightning, beside fewtune's own.
+        loggers: of Lightning, beside TensorBoard's.
+        train_transform: in place of the recipe's augmentation: PIL image -> tensor [3, size, size], normalised as the
+            model wants it; for masks (image, mask) -> (tensor, mask). Importance looks at two results of it an image.
+        objective: what importance is the gradient of, ``objective(model, inputs, labels) -> scalar``, in place of the
+            recipe's. A resumed run must be given the same four again: no file records them.
 
     Raises:
         FewtuneError: of the kind that says what the user can mend; nothing is written before model and data are good.
@@ -81,7 +93,9 @@ def fit(
         log.info("%s is complete already", folder.path)
         return Result(folder, read_json(folder.metrics))
     seed_all(recipe.seed)
-    work = prepare(recipe)
+    if (callbacks or loggers) and not METHODS[recipe.method].trains_by_epochs(recipe.task):
+        raise ConfigError(f"method={recipe.method} has no epochs for callbacks or loggers to follow; leave them out")
+    work = replace(prepare(recipe), train_transform=train_transform, importance_objective=objective)
     if work.data.test is None and main:
         log.info("no images are set aside for a test; test_fraction=0.2 keeps a fifth of them to score the task on")
     if main and not begun and (line := offer(work)) is not None:
@@ -96,7 +110,7 @@ def fit(
     elif main and not begun:
         folder.begin(recipe)
     try:
-        return _run(work, folder)
+        return _run(work, folder, callbacks, loggers)
     except (FewtuneError, MisconfigurationException):
         if main and not begun and not folder.search.exists():  # what a search chose is worth keeping
             folder.abandon()
@@ -121,13 +135,13 @@ def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:
     return work.renewed(chosen.best)
 
 
-def _run(work: Work, folder: RunFolder) -> Result:
+def _run(work: Work, folder: RunFolder, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Result:
     recipe, started, earlier = work.recipe, time.perf_counter(), 0.0
     tuner: Tuner
     start: dict[str, Any] | None = None
     history: list[dict[str, float]] = []
     if method_of(work).trains_by_epochs(recipe.task):
-        module = train(work, folder)
+        module = train(work, folder, callbacks, loggers)
         tuner, start, history, earlier = module.tuner, module.start, module.history, module.earlier
         chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
     else:
@@ -155,12 +169,12 @@ def _run(work: Work, folder: RunFolder) -> Result:
     return Result(folder, metrics)
 
 
-def train(work: Work, folder: RunFolder) -> Learner:
+def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()) -> Learner:
     """Train with Lightning, from the folder's checkpoint where there is one, and load the best epoch."""
     module = work.learner(lambda own: make_tuner(work, folder, own))
-    logger = TensorBoardLogger(folder.path, name="tensorboard", version="")
-    callbacks: list[Any] = [SaveEpochs(folder.checkpoint, folder.history)]
-    trainer = build_trainer(work.recipe, folder.path, callbacks=callbacks, logger=logger)
+    every: list[Any] = [TensorBoardLogger(folder.path, name="tensorboard", version=""), *loggers]
+    saving = SaveEpochs(folder.checkpoint, folder.history)
+    trainer = build_trainer(work.recipe, folder.path, callbacks=[saving, *callbacks], logger=every)
     checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
     if checkpoint is None and (start := work.start()) is not None:
         module.start = {"name": start.name, "validation": start.validation}

@@ -85,6 +85,11 @@ class Work(ABC):
     """A fresh model."""
     listed: Splits | None = field(default=None, kw_only=True)
     """The data as it lies on disk, where `data` is kept in memory in another size."""
+    train_transform: Callable[..., Any] | None = field(default=None, kw_only=True)
+    """A user's own, in place of the recipe's augmentation; images are evaluated as the recipe says all the same, so
+    that the task file needs nothing but itself."""
+    importance_objective: Objective | None = field(default=None, kw_only=True)
+    """A user's own, in place of the objective that the recipe names."""
 
     learner_class: ClassVar[type[Learner]]
 
