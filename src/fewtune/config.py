@@ -67,17 +67,17 @@ class DataKeys(Settings):
 class OptimiserKeys(Settings):
     """How the chosen parameters are trained."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="torch's optimiser of that name")
+    lr: float = Field(1e-3, gt=0, description="learning rate at its peak, after the warm-up")
     head_lr: float | None = Field(None, gt=0, description="learning rate of the head; left out, lr")
     head_init: Literal["random", "probe"] = Field(
         "random",
         description="probe: the head starts as the converged linear probe (Kumar et al. 2022), which is kept where no "
         "epoch is better on validation images",
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of what is trained; frozen weights never decay")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    epochs: int = Field(100, gt=0)
+    epochs: int = Field(100, gt=0, description="passes over the training images")
     stop_after: int | None = Field(
         None, gt=0, description="end after so many of the epochs; the learning rate follows the schedule of them all"
     )
@@ -88,11 +88,11 @@ class OptimiserKeys(Settings):
     accumulate: int = Field(1, gt=0, description="batches whose gradients are added before a step")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; left out, no averaging")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes divide")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0: off")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: inverse to class counts")
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth in training: how often a block is left out")
 
     @field_validator("stop_after")
     @classmethod
@@ -124,9 +124,9 @@ class SearchKeys(Settings):
     """What `--search` tries; every trial is one short run judged on validation images."""
 
     search_lr: tuple[float, ...] = Field(
-        (3e-4, 1e-3, 3e-3, 1e-2), min_length=1, description="tried first; then values between the ends"
+        (3e-4, 1e-3, 3e-3, 1e-2), min_length=1, description="learning rates tried first; then values between the ends"
     )
-    search_k: tuple[float, ...] = Field((1.0, 5.0), min_length=1, description="one of these")
+    search_k: tuple[float, ...] = Field((1.0, 5.0), min_length=1, description="connections per neuron, one of these")
     search_drop_path: tuple[float, ...] = Field((), description="one of these; left out, drop_path is not searched")
     search_epochs: int = Field(5, gt=0, description="epochs of each short run")
     search_trials: int | None = Field(
@@ -152,16 +152,16 @@ class SearchKeys(Settings):
 class MachineKeys(Settings):
     """Where it runs; passed to Lightning's Trainer as they are."""
 
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    num_nodes: int = Field(1, gt=0)
-    strategy: str = "auto"
-    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    accelerator: str = Field("auto", description="cpu, gpu, mps or another of Lightning's; auto: the fastest here")
+    devices: int | str = Field("auto", description="how many of them, each with a process of its own")
+    num_nodes: int = Field(1, gt=0, description="machines that train together")
+    strategy: str = Field("auto", description="how processes share the work: ddp, fsdp or another of Lightning's")
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = Field("32", description="of activations; weights stay float32")
     report: bool = Field(True, description="`fewtune fit` writes report.html into the run's folder at its end")
     checkpoint_activations: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of all that is drawn: images, head, order, augmentation")
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -189,7 +189,7 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
 
     model: str = Field(description="timm:NAME, hf:ID, torchvision:NAME, file:PATH or demo:NAME")
     arch: str | None = Field(None, description="architecture of a file: model, such as timm:vit_base_patch16_224")
-    pretrained: bool = True
+    pretrained: bool = Field(True, description="false: random weights")
     method: str = Field("gps", description=f"what is trained: {', '.join(METHODS.present)}")
 
     @field_validator("method")

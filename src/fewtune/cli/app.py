@@ -22,12 +22,12 @@ from fewtune.cli import (
     report,
     select,
     serve,
+    settings,
 )
 
 app = typer.Typer(
     name="fewtune",
     help="Fine-tune pretrained vision models by changing only a few of their weights.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -45,7 +45,8 @@ def root(
         print(context.get_help())
 
 
-app.command("fit")(fit.fit)
+app.command("fit", cls=settings.WithSettings)(fit.fit)
+app.command("settings")(settings.settings)
 app.command("select")(select.select)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_json(value: Any) -> None:
@@ -15,7 +18,6 @@ def print_json(value: Any) -> None:
 def print_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> None:
     """Rows of the same columns on stdout, aligned."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, caption=caption or None, caption_justify="left")
@@ -23,8 +25,15 @@ def print_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> None:
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    console = Console()
-    Console(width=max(console.width, 160) if not console.is_terminal else None).print(table)
+    console(160).print(table)
+
+
+def console(least: int) -> Console:
+    """Prints on stdout; where that is no terminal, lines are at least so wide that tables keep their rows."""
+    from rich.console import Console
+
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=max(plain.width, least))
 
 
 def size(number: float) -> str:

@@ -28,15 +28,17 @@ class Settings(CriterionSettings, Excluding):
     selection: str | None = Field(None, description="a file of `fewtune select`; nothing is selected anew")
     k: float | None = Field(None, gt=0, description="connections per neuron; 1 where no budget is given")
     budget: float | None = Field(None, gt=0, le=1, description="selected fraction of the backbone's weights")
-    granularity: Literal["neuron", "layer", "network"] = "neuron"
+    granularity: Literal["neuron", "layer", "network"] = Field(
+        "neuron", description="among what the best connections are chosen: each neuron's, a layer's, all of the network"
+    )
     objective: Literal["supcon", "cross_entropy", "segmentation"] | None = Field(
         None, description="left out: supcon; of segmentation, always its own loss"
     )
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
-    bias: Literal["all", "none"] = "all"
-    scale: Literal["all", "none"] = "all"
-    norm: Literal["none", "all"] = "none"
-    relative_position: Literal["none", "all"] = "none"
+    bias: Literal["all", "none"] = Field("all", description="whether biases outside normalisations are trained")
+    scale: Literal["all", "none"] = Field("all", description="whether layer-scale vectors are trained")
+    norm: Literal["none", "all"] = Field("none", description="whether weights and biases of normalisations are trained")
+    relative_position: Literal["none", "all"] = Field("none", description="whether tables of positions are trained")
 
     @field_validator("granularity")
     @classmethod
