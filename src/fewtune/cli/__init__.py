@@ -21,7 +21,7 @@ LIBRARIES = {"typer": "train", "rich": "train", "pydantic": "train", "yaml": "tr
 
 def main() -> None:
     """Run the command line and exit: 0 when all went well, 2 for a user's mistake, 130 when interrupted."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[_Stderr()], format="%(message)s", level=logging.WARNING)
     logging.getLogger("fewtune").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are told by the one line of the error
     if sys.argv[1:] == ["--version"]:  # needs no optional library
@@ -44,6 +44,14 @@ def main() -> None:
         print(f"error: {line}", file=sys.stderr)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is at the moment: while a bar is drawn, lines must stand above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _one_line(error: Exception) -> str | None:

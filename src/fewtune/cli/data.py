@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,16 +69,15 @@ def check(
     from fewtune.data.check import check_path
 
     title = key
-    with _progress() as told:
-        if root is None and Path(key).expanduser().exists():
-            found = check_path(key, sample=sample, duplicates=duplicates, progress=told)
-        else:
-            data_set = declaration(key)
-            data_set = data_set.part(classes, _counts(counts, data_set.counts) if counts else None)
-            if root is None:
-                raise typer.BadParameter(f"--data ROOT says in which folder {data_set.folders[0]}/ lies")
-            title = data_set.title
-            found = check_published(data_set, root, sample=sample, duplicates=duplicates, progress=told)
+    if root is None and Path(key).expanduser().exists():
+        found = check_path(key, sample=sample, duplicates=duplicates)
+    else:
+        data_set = declaration(key)
+        data_set = data_set.part(classes, _counts(counts, data_set.counts) if counts else None)
+        if root is None:
+            raise typer.BadParameter(f"--data ROOT says in which folder {data_set.folders[0]}/ lies")
+        title = data_set.title
+        found = check_published(data_set, root, sample=sample, duplicates=duplicates)
     if as_json:
         print_json(
             {"key": key, "folder": str(found.folder), "counts": found.counts, "classes": found.classes,
@@ -132,23 +129,3 @@ def _counts(text: str, published: Counts) -> Counts:
         return published._replace(**{name.strip(): int(number) for name, number in pairs})
     except (ValueError, TypeError):
         raise typer.BadParameter(f"--counts must read train=80,val=20,test=50, got {text}") from None
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, and none where stderr is no terminal."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        rows: dict[tuple[str, int], int] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            key = (what, total)
-            if key not in rows:
-                rows[key] = bars.add_task(what, total=total)
-            bars.update(rows[key], completed=done)  # type: ignore[arg-type]
-
-        yield told

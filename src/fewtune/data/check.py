@@ -14,9 +14,10 @@ from PIL import Image
 from fewtune.data.catalog import Declaration, find_folder
 from fewtune.data.formats import format_of
 from fewtune.data.images import open_image, verify_image
-from fewtune.data.leaks import Progress, contradictions, in_turn, leaks, repeats
+from fewtune.data.leaks import contradictions, in_turn, leaks, repeats
 from fewtune.data.listing import Expected, Item, Listing
 from fewtune.errors import DataError
+from fewtune.progress import shown
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,6 @@ def check(
     *,
     sample: int | None = None,
     duplicates: bool = True,
-    progress: Progress | None = None,
 ) -> Checked:
     """Compare a data set's folder with its declaration.
 
@@ -49,7 +49,6 @@ def check(
         root: the folder that holds the data set's folder, or that folder.
         sample: open only so many images of each split (drawn, always the same); None opens all.
         duplicates: look for test images among the others.
-        progress: told how the slow parts go on.
 
     Raises:
         DataError: there is no such folder.
@@ -57,12 +56,10 @@ def check(
     folder = find_folder(data_set, root)
     listing = data_set.listing(folder)
     more = [*listing.gaps, *_missing(listing), *_counts(data_set, listing)]
-    return _checked(listing, folder, more, sample, _leaks(listing, progress) if duplicates else [], progress)
+    return _checked(listing, folder, more, sample, _leaks(listing) if duplicates else [])
 
 
-def check_path(
-    path: str | Path, *, sample: int | None = None, duplicates: bool = True, progress: Progress | None = None
-) -> Checked:
+def check_path(path: str | Path, *, sample: int | None = None, duplicates: bool = True) -> Checked:
     """Check a folder or CSV file of a user's own; arguments as `check`'s.
 
     Beside test images that are also trained on, images with two labels are told, and in a folder without a test part
@@ -78,30 +75,28 @@ def check_path(
     faults = [*_missing(listing), *_repeated(listing)]
     twins: list[str] = []
     if duplicates and listing.splits:
-        twins = [*_leaks(listing, progress), *map(str, contradictions(listing.splits, progress))]
+        twins = [*_leaks(listing), *map(str, contradictions(listing.splits))]
         if set(listing.splits) == {"train"}:
             twins += [
                 f"{twin.item.name} is the same image as {twin.other.name}; keep one of them, or divide train and test "
                 "yourself"
-                for twin in repeats(listing.splits["train"], progress)
+                for twin in repeats(listing.splits["train"])
                 if twin.item.label == twin.other.label
             ]
-    return _checked(listing, path if path.is_dir() else path.parent, faults, sample, twins, progress)
+    return _checked(listing, path if path.is_dir() else path.parent, faults, sample, twins)
 
 
-def _leaks(listing: Listing, progress: Progress | None) -> list[str]:
+def _leaks(listing: Listing) -> list[str]:
     return [
         str(twin) + (" under another label" if twin.item.label != twin.other.label else "")
-        for twin in leaks(listing.splits, progress)
+        for twin in leaks(listing.splits)
     ]
 
 
-def _checked(
-    listing: Listing, folder: Path, more: list[str], sample: int | None, twins: list[str], progress: Progress | None
-) -> Checked:
+def _checked(listing: Listing, folder: Path, more: list[str], sample: int | None, twins: list[str]) -> Checked:
     """Open the images, and put all faults together, each on one line and without the folder's path."""
     chosen = list(_sampled(listing, sample))
-    faults = [*listing.faults, *more, *_unreadable(chosen, progress or (lambda what, done, total: None)), *twins]
+    faults = [*listing.faults, *more, *_unreadable(chosen), *twins]
     counts = {split: len(items) for split, items in listing.splits.items()}
     lines = tuple(" ".join(fault.replace(f"{folder}/", "").split()) for fault in faults)
     return Checked(folder, counts, len(listing.class_names), len(chosen), lines)
@@ -140,15 +135,11 @@ def _sampled(listing: Listing, sample: int | None) -> Iterator[Item]:
         yield from there
 
 
-def _unreadable(items: list[Item], told: Progress) -> list[str]:
+def _unreadable(items: list[Item]) -> list[str]:
     """Decode every file to its end, in threads; a mask must have its image's size."""
-    faults = []
     with ThreadPoolExecutor() as pool:
-        for done, fault in enumerate(in_turn(pool, _fault, items), 1):
-            if fault:
-                faults.append(fault)
-            told("opening images", done, len(items))
-    return faults
+        found = shown(in_turn(pool, _fault, items), "opening images", len(items))
+        return [fault for fault in found if fault]
 
 
 def _fault(item: Item) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewtune.errors import DataError
+from fewtune.progress import shown
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2"]
@@ -139,7 +140,8 @@ def readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
         return None
 
     with ThreadPoolExecutor() as pool:
-        faults = {file: text for file, text in zip(files, pool.map(fault, files), strict=True) if text is not None}
+        texts = shown(pool.map(fault, files), "opening images", len(files))
+        faults = {file: text for file, text in zip(files, texts, strict=True) if text is not None}
     return [file for file in files if file not in faults], faults
 
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fewtune.data.listing import Item
+from fewtune.progress import shown
 
 HEAD = 4096
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, how many are done, all)."""
 
 
 class Twin(NamedTuple):
@@ -32,43 +31,42 @@ class Twin(NamedTuple):
         return f"{self.item.name} ({self.split}) is the same image as {self.other.name}, which is {fate}"
 
 
-def leaks(splits: Mapping[str, Sequence[Item]], progress: Progress | None = None) -> list[Twin]:
+def leaks(splits: Mapping[str, Sequence[Item]]) -> list[Twin]:
     """Test images whose content is also that of a training or validation image, under whatever label.
 
     An image that was encoded anew is not recognised.
     """
     others = [(name, item) for name in ("train", "val") for item in splits.get(name, ())]
-    return _twins(others, [("test", item) for item in splits.get("test", ())], progress)
+    return _twins(others, [("test", item) for item in splits.get("test", ())])
 
 
-def contradictions(splits: Mapping[str, Sequence[Item]], progress: Progress | None = None) -> list[Twin]:
+def contradictions(splits: Mapping[str, Sequence[Item]]) -> list[Twin]:
     """Training and validation images that also have another label, in the same part or the other."""
     items = [(name, item) for name in ("train", "val") for item in splits.get(name, ())]
-    return [twin for twin in _twins(items, items, progress) if twin.item.label != twin.other.label]
+    return [twin for twin in _twins(items, items) if twin.item.label != twin.other.label]
 
 
-def repeats(items: Sequence[Item], progress: Progress | None = None) -> list[Twin]:
+def repeats(items: Sequence[Item]) -> list[Twin]:
     """Images that occur more than once in one part: a part of it that is drawn at random would share them."""
     named = [("train", item) for item in items]
-    return _twins(named, named, progress)
+    return _twins(named, named)
 
 
 Named = Sequence[tuple[str, Item]]
 """(split, image)"""
 
 
-def _twins(known: Named, asked: Named, progress: Progress | None) -> list[Twin]:
+def _twins(known: Named, asked: Named) -> list[Twin]:
     """The images of `asked` that have the content of an earlier or other one in `known`; the first such is named."""
     if not known or not asked:
         return []
-    told = progress or (lambda what, done, total: None)
     alike: dict[Any, list[tuple[str, Item]]] = defaultdict(list)
-    for pair, key in _keyed(known, told):
+    for pair, key in _keyed(known):
         alike[key].append(pair)
     if known is asked:
         suspects = [(pair, pairs[:i]) for pairs in alike.values() for i, pair in enumerate(pairs) if i]
     else:
-        suspects = [(pair, alike[key]) for pair, key in _keyed(asked, told) if key in alike]
+        suspects = [(pair, alike[key]) for pair, key in _keyed(asked) if key in alike]
     digests: dict[str, bytes] = {}
 
     def digest(split: str, item: Item) -> bytes:
@@ -85,11 +83,10 @@ def _twins(known: Named, asked: Named, progress: Progress | None) -> list[Twin]:
     return twins
 
 
-def _keyed(pairs: Named, told: Progress) -> Iterator[tuple[tuple[str, Item], Any]]:
+def _keyed(pairs: Named) -> Iterator[tuple[tuple[str, Item], Any]]:
     with ThreadPoolExecutor() as pool:
         keys = in_turn(pool, _rough, [item for _, item in pairs])
-        for done, (pair, key) in enumerate(zip(pairs, keys, strict=True), 1):
-            told("comparing train and test", done, len(pairs))
+        for pair, key in shown(zip(pairs, keys, strict=True), "comparing images", len(pairs)):
             if key is not None:
                 yield pair, key
 

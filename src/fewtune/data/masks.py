@@ -14,6 +14,7 @@ from fewtune.data.images import open_image
 from fewtune.data.leaks import leaks
 from fewtune.data.split import DataSet, Split
 from fewtune.errors import DataError
+from fewtune.progress import shown
 
 THRESHOLD = 128
 """Grey value from which a pixel belongs to the object. JPEG blurs a mask's edge, so it is cut in the middle."""
@@ -105,7 +106,8 @@ class MaskSplit(Split):
         """Decode every image and mask to its end; DataError of the first that is damaged, no mask, or of another
         size than its image."""
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(self.with_transform(None).__getitem__, range(len(self))):
+            opened = pool.map(self.with_transform(None).__getitem__, range(len(self)))
+            for _ in shown(opened, "opening images and masks", len(self)):
                 pass
 
 

@@ -20,9 +20,7 @@ from fewtune.data.images import open_image, verify_image
 from fewtune.data.leaks import leaks
 from fewtune.data.listing import Item, Listing
 from fewtune.errors import DataError
-
-Progress = Callable[[int, int], None]
-"""Called with (done, all) as slow work goes on."""
+from fewtune.progress import shown
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +93,6 @@ class Split(Dataset):
         *,
         square: bool = False,
         interpolation: str = "bicubic",
-        progress: Progress | None = None,
     ) -> Self:
         """The same split with its images decoded once and kept in memory as 8-bit arrays.
 
@@ -104,7 +101,6 @@ class Split(Dataset):
                 the very same tensors as from the files. Else the shorter side becomes `size` and the aspect stays;
                 images that are smaller are kept as they are: crops are then taken from these smaller images.
             interpolation: "bicubic" or another of Pillow's, in small letters.
-            progress: called with (done, all).
         """
         resample = Image.Resampling[interpolation.upper()]
 
@@ -116,12 +112,8 @@ class Split(Dataset):
             target = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             return np.asarray(image.resize(target, resample) if scale < 1 else image)
 
-        arrays = []
         with ThreadPoolExecutor() as pool:
-            for done, array in enumerate(pool.map(shrunk, range(len(self))), 1):
-                arrays.append(array)
-                if progress:
-                    progress(done, len(self))
+            arrays = list(shown(pool.map(shrunk, range(len(self))), "decoding images", len(self)))
         return replace(self, records=arrays, read=Image.fromarray)
 
     def counts(self, num_classes: int) -> list[int]:
@@ -209,7 +201,7 @@ class ImageData(DataSet[Split]):
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
         return f"{self.name}: {self.num_classes} classes; images: {sizes}"
 
-    def check(self, *, decode: bool = True, progress: Progress | None = None) -> None:
+    def check(self, *, decode: bool = True) -> None:
         """Raise a DataError for the first mistake: no images, one class, a label out of range, a file that is
         missing; with `decode`, also an image that cannot be decoded to its end (reads every file once).
 
@@ -223,9 +215,8 @@ class ImageData(DataSet[Split]):
                 raise DataError(f"{self.name}: the image {path} is listed and does not exist")
         if decode:
             with ThreadPoolExecutor() as pool:
-                for done, _ in enumerate(pool.map(verify_image, files), 1):
-                    if progress:
-                        progress(done, len(files))
+                for _ in shown(pool.map(verify_image, files), "opening images", len(files)):
+                    pass
             self._warn_of_leaks()
 
     def _warn_of_leaks(self) -> None:

@@ -17,6 +17,7 @@ from fewtune.data import ImageData, Split, load_data
 from fewtune.errors import DataError, Progress
 from fewtune.export.graphs import open_onnx
 from fewtune.export.tuned import Tuned
+from fewtune.progress import shown
 from fewtune.training.loaders import image_loader
 from fewtune.training.seen import chosen
 
@@ -74,7 +75,8 @@ def accuracy(file: Path, split: Split) -> float:
     """The share of images that an ONNX file classifies rightly."""
     run = open_onnx(file)
     hits = 0
-    for images, labels, _ in image_loader(split, 32):
+    loader = image_loader(split, 32)
+    for images, labels, _ in shown(loader, f"accuracy of {file.stem}", len(loader)):
         hits += int((run(images).argmax(dim=1) == labels).sum())
     return hits / len(split)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewtune.errors import DataError, ModelError, TuningError
 from fewtune.methods.base import Batch, Candidate, Fit, Fitted, Method, Run, Settings
 from fewtune.neurons import describe
+from fewtune.progress import shown
 from fewtune.selection import Selection
 from fewtune.tuning import attach
 
@@ -106,7 +107,8 @@ def fit_probe(train: Features, val: Features | None, classes: int, regularisatio
     mean, scale = train.inputs.mean(0), train.inputs.std(0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     fitted, accuracies, losses = {}, {}, {}
-    for c in REGULARISATION if regularisation is None else (regularisation,):
+    strengths = REGULARISATION if regularisation is None else (regularisation,)
+    for c in shown(strengths, "logistic regression", len(strengths)):
         weight, bias = _logistic_regression((train.inputs - mean) / scale, train.labels, c, classes)
         weight, bias = weight / scale, bias - (weight / scale) @ mean  # for features as they are
         fitted[c] = weight, bias

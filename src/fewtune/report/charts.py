@@ -22,6 +22,9 @@ INK = "#010203"
 """Stands for the page's colour of text in what matplotlib draws, so that a chart can be read in light and dark."""
 COLOURS = ("#2f7ed8", "#d9622b", "#2a9d5c", "#a05ac8", "#c2950c", "#c83f6d", "#3aa6b9", "#7a7f87")
 """Of lines and bars: each has a contrast of at least 3 to the page's light and dark ground."""
+SHAPES = "os^DvPX*"
+"""Of the marks of classes, beside their colours."""
+OTHERS = "other classes"
 
 
 def losses(histories: Mapping[str, History]) -> str:
@@ -128,6 +131,33 @@ def differences(intervals: Mapping[str, Interval], unit: str) -> str:
     axes.margins(y=0.3)
     axes.set_xlabel(unit)
     return _svg(figure, f"{unit} with intervals, {len(intervals)} rows")
+
+
+def planes(layouts: Mapping[str, np.ndarray], labels: Sequence[str], wrong: np.ndarray, coloured: Sequence[str]) -> str:
+    """Positions [N, 2] of the same images side by side; a class is a colour and a shape, rings mark what is wrong.
+
+    Args:
+        layouts: title -> positions; the last one has the rings.
+        labels: the class of every image.
+        wrong: bool [N].
+        coloured: classes with a colour; all others are one grey.
+    """
+    figure, panels = _figure(1, len(layouts), (8.6, 4.6))
+    kinds = np.array([label if label in coloured else OTHERS for label in labels])
+    colours = dict(zip(coloured, COLOURS, strict=False))
+    if OTHERS in kinds:
+        colours[OTHERS] = COLOURS[-1]
+    for axes, (title, places) in zip(panels, layouts.items(), strict=True):
+        for (name, colour), shape in zip(colours.items(), SHAPES, strict=False):
+            here = places[kinds == name]
+            axes.scatter(here[:, 0], here[:, 1], s=16, color=colour, marker=shape, linewidths=0, label=name)
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+    marked = places[wrong]
+    axes.scatter(marked[:, 0], marked[:, 1], s=60, facecolors="none", edgecolors=INK, linewidths=0.8, label="wrong")
+    handles, told = axes.get_legend_handles_labels()
+    figure.legend(handles, told, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, f"Features of {len(labels)} test images in the plane: {', '.join(layouts)}")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], heights: Sequence[float] | None = None) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from fewtune.errors import FewtuneError, MissingExtra
 from fewtune.files import write_bytes
 from fewtune.metrics import Interval, paired_bootstrap
-from fewtune.report import charts, where
+from fewtune.report import charts, features, where
 from fewtune.report.findings import confusions, findings
 from fewtune.report.pictures import Gallery, gallery
 from fewtune.report.reading import Run, read_runs
@@ -27,8 +28,8 @@ def write_report(paths: Sequence[Path], out: Path, *, pictures: bool = True) -> 
     Args:
         paths: folders of finished runs. Of several, all are compared with the first.
         out: the file; it is written whole or not at all.
-        pictures: look for the test images of a single run and show the worst mistakes; where the images are not at
-            hand, the report says so.
+        pictures: look for the test images of a single run and show the worst mistakes, and the features before and
+            after where the model is at hand too; where it is not so, the report says so.
 
     Raises:
         ConfigError: a folder holds no finished run.
@@ -61,9 +62,11 @@ def one_run(run: Run, shown: Gallery | None) -> str:
         histogram=charts.histogram(list(run.scores().values()), "Dice") if run.draws_masks else None,
         measures=_measures(test) if run.draws_masks else {},
         gallery=shown,
+        planes=features.planes(run) if shown is not None and classes else None,
         places=_places(run),
         cost=_cost(run),
         settings=_settings([run]),
+        uses=_uses(run),
     )
 
 
@@ -146,6 +149,18 @@ def _asked(run: Run) -> dict[str, str]:
     if not run.history:  # a method that is fitted in one go
         del rows["learning rate"], rows["epochs"]
     return rows
+
+
+def _uses(run: Run) -> dict[str, str]:
+    """What can be done with the task file -> the command."""
+    file = shlex.quote(str(run.path / "delta.safetensors"))
+    masks = " --out masks" if run.draws_masks else ""
+    return {
+        "predict other images": f"fewtune predict --delta {file}{masks} FOLDER",
+        "test it on other labelled images": f"fewtune evaluate --delta {file} --data FOLDER",
+        "run it without fewtune": f"fewtune export {file} --to onnx --out task.onnx",
+        "publish it": f"fewtune push {shlex.quote(str(run.path))} ORG/NAME",
+    }
 
 
 def _cost(run: Run) -> dict[str, str]:
@@ -258,9 +273,10 @@ def _bytes(number: float) -> str:
 
 
 def _shell(command: str) -> str:
-    """The command as one would type it: the program by its name."""
+    """The command as one would type it: the program by its name, also where it was run as `python -m fewtune`."""
     program, space, rest = command.partition(" ")
-    return Path(program).name + space + rest
+    name = Path(program).name
+    return ("fewtune" if name == "__main__.py" else name) + space + rest
 
 
 def _rendered(template: str, **context: Any) -> str:

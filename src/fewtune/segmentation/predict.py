@@ -15,12 +15,12 @@ from fewtune.data.images import image_files, open_image, readable, with_faults
 from fewtune.data.mask_transforms import Input
 from fewtune.data.masks import save_mask, save_png
 from fewtune.errors import DataError, Progress
+from fewtune.progress import shown
 from fewtune.segmentation.loaded import LoadedSegmenter, load_tuned_segmenter
 from fewtune.segmentation.metrics import THRESHOLD
 from fewtune.segmentation.models import Segmenter
 from fewtune.segmentation.sizes import at_size
 from fewtune.training.loaders import image_loader, pick_device
-from fewtune.training.progress import shown
 
 TINT = (255, 196, 0)
 """Colour of a painted object in an overlay, RGB."""

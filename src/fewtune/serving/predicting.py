@@ -10,9 +10,9 @@ import torch
 
 from fewtune.data.images import image_files, open_image
 from fewtune.errors import DataError
+from fewtune.progress import shown
 from fewtune.serving.opening import open_bank
 from fewtune.training.loaders import pick_device
-from fewtune.training.progress import shown
 
 
 def predict_tasks(

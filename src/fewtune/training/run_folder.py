@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and the libraries that are installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "command": " ".join(sys.argv)}
+    found = {"python": platform.python_version(), "platform": platform.platform(), "command": shlex.join(sys.argv)}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -22,9 +22,10 @@ from fewtune.errors import ConfigError
 from fewtune.importance import Scores
 from fewtune.methods import Tuner
 from fewtune.methods.base import Method, Prepared
+from fewtune.progress import counted, duration
 from fewtune.training.learner import Learner, NonFiniteLoss
 from fewtune.training.study import Space, Study
-from fewtune.training.trainer import build_trainer, duration
+from fewtune.training.trainer import build_trainer
 from fewtune.training.tuners import Share, method_of, score
 
 if TYPE_CHECKING:
@@ -91,14 +92,18 @@ def search_recipe(work: Work, storage: Path) -> SearchResult:
     study = Study(storage, space, recipe.seed)
     limit = recipe.search_trials or (space.size if recipe.search_seconds is None else None)
     shared = Shared(None if method.score is None else score(work))
-    while _goes_on(study, limit, recipe.search_seconds):
-        study.spend(time.perf_counter() - started)
-        started = time.perf_counter()
-        _try(work, study, shared, started)
-        log.info("search %d%s: %s", len(study.done), f" of {limit}" if limit else "", _line(_row(work, study.done[-1])))
-        if len(study.done) == 1 and limit and recipe.search_seconds is None:
-            rest = (time.perf_counter() - started) * (limit - 1)
-            log.info("at most about %s for the rest of the search", duration(rest))
+    with counted("search", limit) as told:
+        while _goes_on(study, limit, recipe.search_seconds):
+            study.spend(time.perf_counter() - started)
+            started = time.perf_counter()
+            _try(work, study, shared, started)
+            told(len(study.done), limit)
+            log.info(
+                "search %d%s: %s", len(study.done), f" of {limit}" if limit else "", _line(_row(work, study.done[-1]))
+            )
+            if len(study.done) == 1 and limit and recipe.search_seconds is None:
+                rest = (time.perf_counter() - started) * (limit - 1)
+                log.info("at most about %s for the rest of the search", duration(rest))
     study.spend(time.perf_counter() - started)
     log.info("best: %s", _line(_row(work, study.best())))
     return SearchResult(_chosen(recipe, study.best().params), [_row(work, trial) for trial in study.done])

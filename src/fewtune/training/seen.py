@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fewtune.errors import DataError, Progress
+from fewtune.progress import shown
 
 DIGEST = 8
 """Bytes of a digest."""
@@ -63,7 +64,7 @@ def content_digests(images: Listed) -> list[bytes]:
         return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()[:DIGEST]
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(digest, range(len(images))))
+        return list(shown(pool.map(digest, range(len(images))), "digests of images", len(images)))
 
 
 def _looks(images: Listed) -> np.ndarray:
@@ -74,7 +75,8 @@ def _looks(images: Listed) -> np.ndarray:
         return int(np.packbits(imagehash.phash(images.image(index)).hash).view(">u8")[0])
 
     with ThreadPoolExecutor() as pool:
-        return np.fromiter(pool.map(look, range(len(images))), dtype=np.uint64, count=len(images))
+        looks = shown(pool.map(look, range(len(images))), "perceptual hashes of images", len(images))
+        return np.fromiter(looks, dtype=np.uint64, count=len(images))
 
 
 def record(parts: Iterable[Listed | None]) -> dict[str, Any]:

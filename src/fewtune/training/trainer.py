@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fewtune.config import Recipe
 from fewtune.files import csv_text, write_bytes, write_json, write_text
+from fewtune.progress import duration
 from fewtune.training.learner import Learner
 
 log = logging.getLogger("fewtune")
@@ -88,13 +89,6 @@ class TimeEstimate(Callback):
             text = f"about {duration(seconds)} for {steps} steps and {epochs} epochs in all"
             bar = trainer.progress_bar_callback
             bar.say(text) if isinstance(bar, EpochBar) else log.info("%s", text)
-
-
-def duration(seconds: float) -> str:
-    """A rough time in the unit that reads best."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 class EpochLines(Checkpoint):

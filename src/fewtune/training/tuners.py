@@ -15,9 +15,9 @@ from fewtune.methods import METHODS, gps
 from fewtune.methods.base import Batch, Fitted, Method, Prepared, S, Tuner
 from fewtune.methods.reach import within_reach
 from fewtune.objectives import Objective
+from fewtune.progress import shown
 from fewtune.selection import Selection
 from fewtune.training.loaders import image_loader, pick_device
-from fewtune.training.progress import shown
 from fewtune.training.run_folder import RunFolder
 
 if TYPE_CHECKING:

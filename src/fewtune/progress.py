@@ -1,0 +1,86 @@
+"""How far slow work has come: one bar a step on a terminal, one line a step elsewhere.
+
+(`fewtune.errors.Progress` is for what is told in words, such as what is about to be downloaded.)
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+log = logging.getLogger("fewtune")
+
+Item = TypeVar("Item")
+Counted = Callable[[int, int | None], None]
+"""Called as told(done, total) when a step has come further; total is None where it is not known."""
+
+PATIENCE = 2.0
+"""Seconds after which a step without a terminal says how long it will take."""
+
+_running = False
+"""Whether a step is shown already: the steps that it consists of are not shown beside it."""
+
+
+def shown(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Goes through `items` and shows how many are done and how long the rest will take."""
+    with counted(what, total) as told:
+        for done, item in enumerate(items, 1):
+            yield item
+            told(done, total)
+
+
+@contextmanager
+def counted(what: str, total: int | None = None) -> Iterator[Counted]:
+    """Yields what is to be called as a step goes on; where it is not called, a bar says only that work goes on.
+
+    Silent within another step, and in processes that share a terminal with the first one.
+    """
+    global _running
+    if _running or multiprocessing.parent_process() is not None or os.environ.get("LOCAL_RANK", "0") != "0":
+        yield lambda done, total: None
+        return
+    _running = True
+    try:
+        with _drawn(what, total) if sys.stderr.isatty() else _written(what) as told:
+            yield told
+    finally:
+        _running = False
+
+
+@contextmanager
+def _drawn(what: str, total: int | None) -> Iterator[Counted]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(what, total=total)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+@contextmanager
+def _written(what: str) -> Iterator[Counted]:
+    begun, said = time.perf_counter(), False
+
+    def told(done: int, total: int | None) -> None:
+        nonlocal said
+        seconds = time.perf_counter() - begun
+        if said or seconds < PATIENCE or total is None or not 0 < done < total:
+            return
+        said = True
+        log.info("%s: %d of %d, about %s left", what, done, total, duration(seconds / done * (total - done)))
+
+    yield told
+
+
+def duration(seconds: float) -> str:
+    """A rough time in the unit that reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
