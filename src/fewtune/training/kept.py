@@ -29,8 +29,8 @@ from fewtune.config import Recipe
 from fewtune.errors import ConfigError, TuningError
 from fewtune.files import read_json, write_json
 from fewtune.methods.reach import Border
+from fewtune.progress import shown
 from fewtune.training.loaders import seeded
-from fewtune.training.progress import shown
 from fewtune.training.seen import content_digests
 from fewtune.training.shortcut import Shortcut
 
