@@ -29,8 +29,10 @@ def _settings(methods: Iterable[Method]) -> tuple[type[Settings], ...]:
 class DataKeys(Settings):
     """What is learnt from, and how its images are presented."""
 
-    task: Literal["classification", "segmentation"] = Field(
-        "classification", description="segmentation: one mask an image; the model is a segmenter, data has masks"
+    task: Literal["classification", "multi-label", "segmentation"] = Field(
+        "classification",
+        description="multi-label: images of any number of classes, listed in a CSV file; segmentation: one mask an "
+        "image; the model is a segmenter, data has masks",
     )
     data: str = Field(
         description="a folder of class folders, a CSV file of path,label, a data set's name, or task:KEY?root=FOLDER; "
@@ -184,6 +186,12 @@ CLASSES_ONLY = (
 """Settings that mean something for classification alone."""
 
 
+ONE_CLASS_ONLY = (
+    "shots", "ood", "label_smoothing", "mixup", "cutmix", "class_weights", "head_init", "regularisation",
+)  # fmt: skip
+"""Settings that mean something only where each image has one class."""
+
+
 class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, DataKeys):
     """Every setting of one run."""
 
@@ -245,6 +253,9 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
             given = [key for key in CLASSES_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
             if given:
                 raise ValueError(f"task=segmentation has no classes, so it has no {', '.join(given)}")
+        given = [key for key in ONE_CLASS_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
+        if self.task == "multi-label" and given:
+            raise ValueError(f"task=multi-label: an image has any number of classes, so there is no {', '.join(given)}")
         return self
 
     def changed(self, **values: Any) -> Recipe:

@@ -22,7 +22,9 @@ def supervised_contrastive_loss(
 
     Args:
         features: [samples, width]; several views of an image are several samples of one label.
-        labels: [samples].
+        labels: [samples], a class each; or 0 and 1, [samples, classes], where a sample may have any number of classes.
+            Samples are then positives of each other by the overlap of their classes, |both| / |either|, and a term
+            weighs as much: with one class each this is the loss above.
         temperature: tau.
         base_temperature: tau_0, which only scales the loss.
 
@@ -32,21 +34,31 @@ def supervised_contrastive_loss(
     References:
         Khosla et al., Supervised Contrastive Learning, 2020 (L_out, Eq. 2 there).
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
+    if features.ndim != 2 or labels.ndim not in (1, 2) or labels.shape[:1] != features.shape[:1]:
         raise ImportanceError(
             f"the contrastive loss got features of shape {tuple(features.shape)} and labels of shape "
-            f"{tuple(labels.shape)}; expected [samples, width] and [samples]"
+            f"{tuple(labels.shape)}; expected [samples, width], and [samples] or [samples, classes]"
         )
     wide = torch.promote_types(features.dtype, torch.float32)
     z = F.normalize(features.to(wide), dim=1)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     similarity = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
     log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)
-    positives = (labels[:, None] == labels[None, :]) & ~itself
-    anchors = positives.any(dim=1)
-    per_anchor = log_probability.masked_fill(~positives, 0.0).sum(1) / positives.sum(1).clamp(min=1)
+    weights = _overlap(labels).to(wide).masked_fill(itself, 0.0)
+    positives, anchors = weights.sum(1), (weights > 0).any(dim=1)
+    terms = log_probability.masked_fill(weights == 0, 0.0) * weights
+    per_anchor = terms.sum(1) / positives.where(anchors, 1.0)
     total = (per_anchor * anchors).sum() / anchors.sum().clamp(min=1)
     return -(temperature / base_temperature) * total
+
+
+def _overlap(labels: Tensor) -> Tensor:
+    """How far the classes of two samples are the same, 0 to 1, [samples, samples]."""
+    if labels.ndim == 1:
+        return labels[:, None] == labels[None, :]
+    held = labels.to(torch.float32)
+    both, counts = held @ held.T, held.sum(1)
+    return both / (counts[:, None] + counts[None, :] - both).clamp(min=1)
 
 
 def binary_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:

@@ -85,7 +85,9 @@ class SupCon:
     def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
         views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         features = (self.features or pooled_features)(model, torch.cat(views))
-        return supervised_contrastive_loss(features, labels.repeat(len(views)), self.temperature, self.base_temperature)
+        return supervised_contrastive_loss(
+            features, torch.cat([labels] * len(views)), self.temperature, self.base_temperature
+        )
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,17 @@ class CrossEntropy:
         output = model(torch.cat(views))
         logits = output if isinstance(output, Tensor) else output.logits
         return F.cross_entropy(logits, labels.repeat(len(views)), label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Binary cross-entropy of every class through the model's head, for images that may have any number of classes.
+
+    Labels are 0 and 1, [batch, classes].
+    """
+
+    def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
+        views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        output = model(torch.cat(views))
+        logits = output if isinstance(output, Tensor) else output.logits
+        return F.binary_cross_entropy_with_logits(logits, torch.cat([labels] * len(views)).to(logits))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from fewtune.config import Recipe
 from fewtune.errors import DataError, DeltaError, Progress
 from fewtune.hub import resolve
 from fewtune.methods import load_task_file
+from fewtune.multilabel import MULTI_LABEL
 from fewtune.plugins import Table
 from fewtune.segmentation import SEGMENTATION
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
@@ -22,9 +23,23 @@ from fewtune.training.work import Described, Work
 if TYPE_CHECKING:
     from fewtune.training.fit import Result
 
-__all__ = ["TASKS", "Predictor", "Task", "compare", "evaluate", "fit", "load_task", "predict", "prepare", "task_of"]
+__all__ = [
+    "TASKS",
+    "Predictor",
+    "Task",
+    "compare",
+    "evaluate",
+    "fit",
+    "kind_of",
+    "load_task",
+    "predict",
+    "prepare",
+    "task_of",
+]
 
-TASKS: Table[Task] = Table("fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, SEGMENTATION)})
+TASKS: Table[Task] = Table(
+    "fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, SEGMENTATION)}
+)
 
 
 def prepare(recipe: Recipe) -> Work:
@@ -57,11 +72,20 @@ def task_of(delta: str | Path) -> Task:
     Raises:
         DeltaError: it is missing or damaged, or of a kind that is not known here.
     """
-    name = load_task_file(delta).metadata.get("task", CLASSIFICATION.name)
+    return kind_of(load_task_file(delta).metadata, str(delta))
+
+
+def kind_of(metadata: Mapping[str, Any], called: str = "the task") -> Task:
+    """The kind of task that a task file's metadata names.
+
+    Raises:
+        DeltaError: it is not known here.
+    """
+    name = metadata.get("task", CLASSIFICATION.name)
     if name not in TASKS:
         raise DeltaError(
-            f"{delta} is of the kind of task {name!r}, which is not known here; update fewtune, or install the package "
-            "that offers it"
+            f"{called} is of the kind of task {name!r}, which is not known here; update fewtune, or install the "
+            "package that offers it"
         )
     return TASKS[name]
 

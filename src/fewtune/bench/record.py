@@ -19,7 +19,7 @@ from fewtune.bench.plan import Kind, Run
 from fewtune.config import Recipe
 from fewtune.errors import DataError
 from fewtune.files import write_text
-from fewtune.tasks import TASKS
+from fewtune.tasks import TASKS, Task
 from fewtune.training.run_folder import LIBRARIES, MAY_DIFFER, RunFolder
 
 SMALLEST = 5e-7
@@ -42,7 +42,8 @@ class Record:
         metrics: of a reported run: part of its metrics.json, with the mean test loss (nats), the median seconds of a
             training step and the seconds of the pass that scores connections, where there are such.
         images: digest of the names of the test images in their sorted order.
-        by_image: whether each is right, as bits in hexadecimal digits, or each one's Dice.
+        by_image: whether each is right, as bits in hexadecimal digits, or each one's Dice; None where the measure is no
+            mean over images.
     """
 
     name: str
@@ -91,9 +92,10 @@ def record_of(run: Run, recipe: Recipe, out: Path) -> Record:
         metrics = _metrics(folder, recipe, result)
     if metrics is not None and "test" in result:
         test = {key: _plain(value) for key, value in result["test"].items() if not isinstance(value, list | tuple)}
-        images, values, loss = _by_image(folder.predictions, TASKS[recipe.task].metric)
+        images, values, loss = _by_image(folder.predictions, TASKS[recipe.task])
         metrics["test"] = test if loss is None else {**test, "loss": loss}
-        by_image = [round(value, 6) for value in values.tolist()] if loss is None else _hex(values)
+        if values is not None:
+            by_image = [round(value, 6) for value in values.tolist()] if loss is None else _hex(values)
     return Record(
         name=run.name, kind=run.kind, recipe=digest(recipe), seconds=round(result["seconds"], 1),
         versions={key: versions[key] for key in ("python", *LIBRARIES) if key in versions}, processor=processor(),
@@ -144,16 +146,17 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _by_image(file: Path, measure: str) -> tuple[str, np.ndarray, float | None]:
-    """Digest of the images' names, each one's value in sorted order, and the mean loss (of classes alone)."""
+def _by_image(file: Path, task: Task) -> tuple[str, np.ndarray | None, float | None]:
+    """Digest of the images' names, each one's value in sorted order where the metric is a mean of such, and the mean
+    loss (of one class an image alone)."""
     with file.open(encoding="utf-8", newline="") as opened:
         rows = sorted(csv.DictReader(opened), key=lambda row: row["file"])
     names = _sha("\n".join(row["file"] for row in rows))
-    if measure != "accuracy":
-        return names, np.array([float(row[measure]) for row in rows]), None
-    hits = np.array([float(row["label"] == row["prediction"]) for row in rows])
+    values = None if task.by_image is None else np.array([task.by_image(row) for row in rows])
+    if values is None or not {"label", "prediction"} <= rows[0].keys():
+        return names, values, None
     losses = [-math.log(max(SMALLEST, float(row[f"p({row['label']})"]))) for row in rows]
-    return names, hits, statistics.fmean(losses)
+    return names, values, statistics.fmean(losses)
 
 
 def _step_seconds(folder: RunFolder, metrics: Mapping[str, Any], recipe: Recipe) -> float | None:

@@ -139,13 +139,14 @@ def record_all(grid: Grid, out: Path) -> list[Record]:
 def difference(first: Cell, second: Cell) -> Difference | None:
     """The measure of `second` minus that of `first` on the same test images, over the seeds that both have.
 
-    None where they share no seed. See `over_seeds_and_images` for what the interval holds.
+    None where they share no seed, or the measure is no mean over images. See `over_seeds_and_images` for what the
+    interval holds.
 
     Raises:
         DataError: they were tested on different images.
     """
     seeds = [seed for seed in first.seeds if seed in second.seeds]
-    if not seeds or not first.values:
+    if not seeds or not first.values or any(cell.runs[s].by_image is None for cell in (first, second) for s in seeds):
         return None
     if len({cell.runs[seed].images for cell in (first, second) for seed in seeds}) > 1:
         raise DataError(f"{first.method} and {second.method} were tested on different images of {first.task}")

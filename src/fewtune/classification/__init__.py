@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fewtune.config import Recipe
 from fewtune.errors import Progress
-from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
+from fewtune.training.task import Answer, Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Work
 
 BATCH = 32
@@ -59,6 +61,26 @@ def _compare(first: Path, second: Path) -> Comparison:
     return compare(first, second)
 
 
+def _answer(logits: Tensor, class_names: Sequence[str], metadata: Mapping[str, Any]) -> Answer:
+    found = logits.float().softmax(-1).tolist()
+    best = max(range(len(found)), key=found.__getitem__)
+    return Answer((class_names[best],), dict(zip(class_names, found, strict=True)))
+
+
+def _right(row: Mapping[str, str]) -> float:
+    return float(row["label"] == row["prediction"])
+
+
 CLASSIFICATION = Task(
-    "classification", "accuracy", _images, _prepare, _load, _evaluate, _predict, _recognises, _compare
+    "classification",
+    "accuracy",
+    _images,
+    _prepare,
+    _load,
+    _evaluate,
+    _predict,
+    _recognises,
+    _compare,
+    answer=_answer,
+    by_image=_right,
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from fewtune.classification.loaded import load_classifier
+from fewtune.classification.loaded import LoadedClassifier, load_classifier
 from fewtune.classification.metrics import Report, report
 from fewtune.classification.predict import prediction_rows, probabilities
 from fewtune.data import ImageData, Split, load_data
@@ -24,14 +25,24 @@ COLUMNS = {"file", "label", "prediction"}
 """Of a file of labelled predictions."""
 
 
+class Measured(Protocol):
+    """The measures of some images."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+
+    def tables(self, title: str) -> list[Rows]:
+        """The same for a reader."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The measures, and one row of probabilities for every image."""
 
-    report: Report | None
+    report: Measured | None
     """Of images that the task has not seen; None where there are none."""
     rows: Rows
-    training: Report | None = None
+    training: Measured | None = None
     """Of images that were trained on or chose the epoch, where they were asked for."""
     told: dict[str, Any] = field(default_factory=dict)
     """How the images were chosen."""
@@ -47,25 +58,7 @@ class Evaluation:
     def tables(self) -> list[Rows]:
         """The measures of all images, then those of every class; then the same of training images."""
         titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
-        return [table for found, title in titled if found for table in self._tables(found, title)]
-
-    @staticmethod
-    def _tables(found: Report, title: str) -> list[Rows]:
-        whole = {
-            "images": str(found.images),
-            "accuracy, 95 % interval (Wilson)": f"{percent(asdict(found.accuracy))} %",
-            "balanced accuracy": f"{100 * found.balanced_accuracy:.1f} %",
-            "expected calibration error": f"{100 * found.calibration_error:.1f} %",
-        }
-        classes = zip(found.class_names, found.support, found.precision, found.recall, found.confusion, strict=True)
-        return [
-            [{title: key, "": value} for key, value in whole.items()],
-            [
-                {"class": name, "images": str(n), "precision": f"{p:.3f}", "recall": f"{r:.3f}",
-                 "predicted as each class": " ".join(map(str, row))}
-                for name, n, p, r, row in classes
-            ],
-        ]  # fmt: skip
+        return [table for found, title in titled if found for table in found.tables(title)]
 
 
 def evaluate(
@@ -94,44 +87,70 @@ def evaluate(
             trained on.
     """
     task = load_classifier(delta, progress)
+    device = pick_device(accelerator)
+
+    def score(images: Split) -> tuple[Report, Rows]:
+        loader = image_loader(images.with_transform(task.transform), batch_size, workers=workers)
+        scores, labels = probabilities(task.backbone.model, loader, device, "evaluate")
+        rows = prediction_rows(images.names, scores, task.class_names, images.labels)
+        return report(scores, labels, task.class_names), rows
+
+    return scored_as(
+        score, task, data, split, ImageData.require_one_class, include_training=include_training, progress=progress,
+        **data_options,
+    )  # fmt: skip
+
+
+def scored_as(
+    score: Callable[[Split], tuple[Measured, Rows]],
+    task: LoadedClassifier,
+    data: str,
+    split: str,
+    suits: Callable[[ImageData], None],
+    *,
+    include_training: bool,
+    progress: Progress | None,
+    **data_options: Any,
+) -> Evaluation:
+    """What `score` says of the images that a task may be scored on, and, where asked for, of those that it has seen.
+
+    Args:
+        suits: raises DataError for data with labels of another kind.
+        split, include_training, progress, data_options: as in `evaluate`.
+    """
 
     def load(spec: str, **options: Any) -> ImageData:
-        return _by_task_labels(load_data(spec, **options), task.class_names, delta)
+        loaded = load_data(spec, **options)
+        suits(loaded)
+        return _by_task_labels(loaded, task.class_names)
 
     found = chosen(
         load, data, split, task.delta.metadata, lambda images, limit: limited(data, images, limit),
         include_training=include_training, progress=progress, **data_options,
     )  # fmt: skip
-    device, rows = pick_device(accelerator), []
-    reports: list[Report | None] = []
+    rows: Rows = []
+    reports: list[Measured | None] = []
     for images, own in ((found.fresh, {"trained_on": 0}), (found.trained, {"trained_on": 1})):
         if images is None:
             reports.append(None)
             continue
-        loader = image_loader(images.with_transform(task.transform), batch_size, workers=workers)
-        scores, labels = probabilities(task.backbone.model, loader, device, "evaluate")
-        reports.append(report(scores, labels, task.class_names))
-        told = prediction_rows(images.names, scores, task.class_names, images.labels)
+        measured, told = score(images)
+        reports.append(measured)
         rows += [{**row, **own} for row in told] if include_training else told
     return Evaluation(reports[0], rows, reports[1], found.told)
 
 
-def _by_task_labels(data: ImageData, known: tuple[str, ...], delta: str | Path) -> ImageData:
+def _by_task_labels(data: ImageData, known: tuple[str, ...]) -> ImageData:
     """The data with the task file's class numbers, matched by class name."""
-    data.require_one_class()
     unknown = [name for name in data.class_names if name not in known]
     if unknown:
         raise DataError(
-            f"the data has {len(data.class_names)} classes and {delta} knows {len(known)}; it does not know "
+            f"the data has {len(data.class_names)} classes and the task knows {len(known)}; it does not know "
             f"{', '.join(unknown[:5])}"
         )
     numbers = [known.index(name) for name in data.class_names]
-
-    def renumbered(split: Split) -> Split:
-        return replace(split, labels=[numbers[label] for label in split.labels])
-
-    parts: dict[str, Any] = {name: renumbered(split) for name, split in data.splits.items()}
-    return replace(data, **parts)
+    parts: dict[str, Any] = {name: split.renumbered(numbers, len(known)) for name, split in data.splits.items()}
+    return replace(data, class_names=known, **parts)
 
 
 def read_hits(path: str | Path) -> dict[str, float]:

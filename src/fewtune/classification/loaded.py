@@ -44,12 +44,16 @@ class LoadedClassifier:
 
 
 def load_classifier(
-    path: str | Path, progress: Progress | None = None, backbone: Backbone | None = None
+    path: str | Path,
+    progress: Progress | None = None,
+    backbone: Backbone | None = None,
+    kind: str = "classification",
 ) -> LoadedClassifier:
     """Make the backbone that a task file names and apply the file to it.
 
     Args:
         backbone: the backbone, loaded already, with a head of any size; the task that is in it is taken out first.
+        kind: of task that the file must be of.
 
     Raises:
         DeltaError: the file is missing or damaged, names no backbone, or was made for another one.
@@ -62,8 +66,8 @@ def load_classifier(
             f"{path} does not say its {' and '.join(lacking)}; it was saved without metadata, so apply it in Python "
             "to the model that it was made for"
         )
-    if (kind := delta.metadata.get("task", "classification")) != "classification":
-        raise DeltaError(f"{path} is of a {kind} run, expected one of classification")
+    if (found := delta.metadata.get("task", "classification")) != kind:
+        raise DeltaError(f"{path} is of a {found} run, expected one of {kind}")
     class_names = tuple(str(name) for name in delta.metadata["class_names"])
     described = delta.metadata["backbone"]
     if backbone is None:

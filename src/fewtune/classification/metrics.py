@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import (
 )
 
 from fewtune.errors import DataError
-from fewtune.metrics import Interval, wilson
+from fewtune.metrics import Interval, percent, wilson
 
 CALIBRATION_BINS = 15
 
@@ -40,6 +40,24 @@ class Report:
     def to_json(self) -> dict:
         """Plain dicts, lists and numbers."""
         return json.loads(json.dumps(asdict(self)))
+
+    def tables(self, title: str) -> list[list[dict[str, str]]]:
+        """For a reader: the measures of all images, then those of every class."""
+        whole = {
+            "images": str(self.images),
+            "accuracy, 95 % interval (Wilson)": f"{percent(asdict(self.accuracy))} %",
+            "balanced accuracy": f"{100 * self.balanced_accuracy:.1f} %",
+            "expected calibration error": f"{100 * self.calibration_error:.1f} %",
+        }
+        classes = zip(self.class_names, self.support, self.precision, self.recall, self.confusion, strict=True)
+        return [
+            [{title: key, "": value} for key, value in whole.items()],
+            [
+                {"class": name, "images": str(n), "precision": f"{p:.3f}", "recall": f"{r:.3f}",
+                 "predicted as each class": " ".join(map(str, row))}
+                for name, n, p, r, row in classes
+            ],
+        ]  # fmt: skip
 
 
 def report(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,50 @@ def predict(
         DataError: a path is missing, or unreadable (`strict`), or there is no image.
         DeltaError: the task file is not good, or another task was put into the loaded one's backbone since.
     """
+
+    def answer(split: Split, device: torch.device) -> list[dict[str, Any]]:
+        task = delta if isinstance(delta, LoadedClassifier) else load_classifier(delta, progress)
+        task.require_in_place()
+        loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
+        found, _ = probabilities(task.backbone.model, loader, device, "predict")
+        return prediction_rows(split.names, found, task.class_names)
+
+    return predicted_with(answer, images, accelerator, strict=strict)
+
+
+def predicted_with(
+    answer: Callable[[Split, torch.device], list[dict[str, Any]]],
+    images: Iterable[str | Path],
+    accelerator: str,
+    *,
+    strict: bool,
+) -> list[dict[str, Any]]:
+    """One row for every image: what `answer` says of the readable ones; nothing is loaded where there is none."""
     given = image_files(images)
     files, faults = (given, {}) if strict else readable(given)
     if not files:
         return with_faults([], given, faults)
-    task = delta if isinstance(delta, LoadedClassifier) else load_classifier(delta, progress)
-    task.require_in_place()
     split = Split(records=files, labels=[0] * len(files), names=[str(file) for file in files])
-    loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
-    found, _ = probabilities(task.backbone.model, loader, pick_device(accelerator), "predict")
-    return with_faults(prediction_rows(split.names, found, task.class_names), given, faults)
+    return with_faults(answer(split, pick_device(accelerator)), given, faults)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, loader: DataLoader, device: torch.device, text: str) -> tuple[Tensor, Tensor]:
-    """Probabilities [N, C] (float32, on the CPU) and labels [N] of a loader's images, in its order."""
+def probabilities(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    text: str,
+    of_logits: Callable[[Tensor], Tensor] = _softmax,
+) -> tuple[Tensor, Tensor]:
+    """Probabilities [N, C] (float32, on the CPU) and labels [N, …] of a loader's images, in its order."""
     model.eval().to(device)
     found, labels = [], []
     for images, wanted, _ in shown(loader, text, len(loader)):
-        found.append(logits(model(images.to(device))).float().softmax(dim=1).cpu())
+        found.append(of_logits(logits(model(images.to(device))).float()).cpu())
         labels.append(wanted)
     return torch.cat(found), torch.cat(labels)
 

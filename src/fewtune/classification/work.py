@@ -148,11 +148,16 @@ def data_of(recipe: Recipe) -> ImageData:
 
 def prepare(recipe: Recipe) -> ImageWork:
     """Load and check data and backbone; DataError or ModelError where they are not what a recipe needs."""
+    return ImageWork(recipe, **checked(recipe, ImageData.require_one_class))
+
+
+def checked(recipe: Recipe, suits: Callable[[ImageData], None]) -> dict[str, Any]:
+    """The data, as it lies on disk too, and the backbone of a recipe; `suits` refuses labels of another kind."""
     check_name(recipe.model)
     if recipe.ood:
         check_sets(recipe.ood, recipe.data)
     data = data_of(recipe)
-    data.require_one_class()
+    suits(data)
     if data.val is None:
         raise DataError(f"{data.name} has too few training images to split validation images off")
     if recipe.train_on == "train+val":
@@ -167,7 +172,7 @@ def prepare(recipe: Recipe) -> ImageWork:
             name: split.cached(size, square=True, interpolation=how) for name, split in data.splits.items()
         }
         data = replace(data, **kept)
-    return ImageWork(recipe, data, backbone, listed=listed)
+    return {"data": data, "backbone": backbone, "listed": listed}
 
 
 def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:

@@ -116,6 +116,13 @@ class Split(Dataset):
             arrays = list(shown(pool.map(shrunk, range(len(self))), "decoding images", len(self)))
         return replace(self, records=arrays, read=Image.fromarray)
 
+    def renumbered(self, numbers: Sequence[int], classes: int) -> Self:
+        """The same images with label i called `numbers[i]`, of so many classes."""
+        if self.multi_label is None:
+            return replace(self, labels=[numbers[label] for label in self.labels])
+        labels = [tuple(sorted(numbers[label] for label in held)) for held in self.labels]
+        return replace(self, labels=labels, multi_label=classes)
+
     def counts(self, num_classes: int) -> list[int]:
         """How many images each class has."""
         counted = Counter(label for labels in self.labels for label in _each(labels))
@@ -192,8 +199,16 @@ class ImageData(DataSet[Split]):
         """DataError where images may have several classes, which cross-entropy and accuracy cannot take."""
         if self.multi_label:
             raise DataError(
-                f"{self.name}: its images may have several classes (a label such as a;b, or a column called labels) "
-                "and training takes one class an image so far; write each combination as one word to train on it"
+                f"{self.name}: its images may have several classes (a label such as a;b, or a column called labels): "
+                "add task=multi-label; a task of one class an image cannot be trained or scored on it"
+            )
+
+    def require_several_classes(self) -> None:
+        """DataError where every image has one class."""
+        if not self.multi_label:
+            raise DataError(
+                f"{self.name}: each of its images has one class: leave task=multi-label out; images of any number of "
+                "classes are listed in a CSV file with the columns path and labels, the classes parted by ;"
             )
 
     def summary(self) -> str:

@@ -59,8 +59,9 @@ def one_run(run: Run, shown: Gallery | None) -> str:
         heat_map=charts.heat_map(test["confusion"]) if classes and len(test["class_names"]) > TABLE_CLASSES else None,
         confusions=confusions(test) if classes else [],
         reliability=charts.reliability(*run.confidences()) if classes and run.rows else None,
-        histogram=charts.histogram(list(run.scores().values()), "Dice") if run.draws_masks else None,
+        histogram=_histogram(run),
         measures=_measures(test) if run.draws_masks else {},
+        any_number=_any_number(test) if run.multi_label else {},
         gallery=shown,
         planes=features.planes(run) if shown is not None and classes else None,
         places=_places(run),
@@ -68,6 +69,23 @@ def one_run(run: Run, shown: Gallery | None) -> str:
         settings=_settings([run]),
         uses=_uses(run),
     )
+
+
+def _histogram(run: Run) -> str | None:
+    """Of a measure that lies anywhere in 0..1 for an image."""
+    if run.multi_label:
+        return charts.histogram(list(run.scores().values()), "F1")
+    return charts.histogram(list(run.scores().values()), "Dice") if run.draws_masks else None
+
+
+def _any_number(test: Mapping[str, Any]) -> dict[str, Any]:
+    """Where an image may have any number of classes: means, and each class, the worst average precision first."""
+    means = {"mean average precision": "map", "F1, mean over classes": "f1", "F1, mean over images": "f1_images"}
+    keys = ("class_names", "support", "average_precision", "f1_by_class", "precision", "recall", "thresholds")
+    names = ("name", "images", "ap", "f1", "precision", "recall", "threshold")
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(test[key] for key in keys), strict=True)]
+    rows.sort(key=lambda row: 1.0 if row["ap"] is None else row["ap"])
+    return {"means": {name: test[key] for name, key in means.items()}, "classes": rows}
 
 
 def several_runs(runs: Sequence[Run]) -> str:
@@ -101,6 +119,13 @@ def result(run: Run) -> str:
     value = Interval(**test[run.measure])
     images = f"{test['images']:,} test images"
     span = f"95 % interval {100 * value.low:.1f} to {100 * value.high:.1f}"
+    if run.multi_label:
+        whole = Interval(**test["map"])
+        return (
+            f"Over {images} the mean average precision is {100 * whole.value:.1f} % (95 % interval "
+            f"{100 * whole.low:.1f} to {100 * whole.high:.1f}); an image's classes are told with an F1 of "
+            f"{100 * value.value:.1f} % on average ({span})."
+        )
     if run.draws_masks:
         return f"Over {images} the mean Dice is {100 * value.value:.1f} % ({span})."
     return f"{100 * value.value:.1f} % of {images} are right ({span}).{_brought(run)}"

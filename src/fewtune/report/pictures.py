@@ -64,8 +64,9 @@ def _drawn_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mistakes(run: Run) -> Gallery:
-    """Wrong predictions, the surest first."""
-    wrong = [row for row in run.rows if row["label"] != row["prediction"]]
+    """Wrong predictions, the surest first; of any number of classes an image, those with the lowest F1 first."""
+    truth, prediction = ("labels", "predictions") if run.multi_label else ("label", "prediction")
+    wrong = [row for row in run.rows if row[truth] != row[prediction]]
     if not wrong:
         return Gallery(absent="Every test image is right.")
     test = data_of(run).test
@@ -73,9 +74,12 @@ def _mistakes(run: Run) -> Gallery:
     if test is None or any(row["file"] not in place for row in wrong):
         return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
     pictures = []
-    for row in sorted(wrong, key=lambda row: -float(row["probability"]))[:MOST]:
+    worst = sorted(
+        wrong, key=(lambda row: float(row["f1"])) if run.multi_label else lambda row: -float(row["probability"])
+    )
+    for row in worst[:MOST]:
         source = data_uri(test.image(place[row["file"]]))
-        told = row["file"], row["label"], row["prediction"], float(row["probability"])
+        told = row["file"], row[truth] or "none", row[prediction] or "none", float(row.get("probability", 0))
         pictures.append(Picture(source, *told))
     return Gallery(tuple(pictures))
 

@@ -46,8 +46,15 @@ class Run:
         return bool(self.rows) and "dice" in self.rows[0]
 
     @property
+    def multi_label(self) -> bool:
+        """Whether its test images may have any number of classes."""
+        return bool(self.rows) and "labels" in self.rows[0]
+
+    @property
     def measure(self) -> str:
-        """The measure that its one-sentence result states: a key of metrics["test"]."""
+        """The measure that its one-sentence result states, a mean over images: a key of metrics["test"]."""
+        if self.multi_label:
+            return "f1_images"
         return "dice" if self.draws_masks else "accuracy"
 
     @cached_property
@@ -60,7 +67,9 @@ class Run:
             return None
 
     def scores(self) -> dict[str, float]:
-        """What each test image contributes to the measure: Dice, or 1 where its class is right; by file name."""
+        """What each test image contributes to the measure: Dice, F1, or 1 where its class is right; by file name."""
+        if self.multi_label:
+            return {row["file"]: float(row["f1"]) for row in self.rows}
         if self.draws_masks:
             return {row["file"]: float(row["dice"]) for row in self.rows}
         return {row["file"]: float(row["label"] == row["prediction"]) for row in self.rows}

@@ -71,4 +71,5 @@ SEGMENTATION = Task(
     _compare,
     untouched=True,
     draws=True,
+    by_image=lambda row: float(row["dice"]),
 )

@@ -20,6 +20,7 @@ from fewtune.serving.holders import holders_of, replaced
 from fewtune.serving.inserted import InsertedTask
 from fewtune.serving.mixing import Changed, MixedPass, Workspace, changed_modules
 from fewtune.serving.probe import MIDDLE, Splits, close, find_splits, random_images
+from fewtune.tasks import kind_of
 
 LOG = logging.getLogger(__name__)
 BankTask = HeldTask | InsertedTask
@@ -33,9 +34,13 @@ class Prediction:
 
     task: str
     label: str
+    """The most probable class."""
     probability: float
     probabilities: Mapping[str, float]
     """By class, in the order of the task file."""
+    labels: Mapping[str, float]
+    """The classes that the image has, with their probabilities, the most probable first. One, unless the task is of
+    any number of classes an image."""
 
 
 class TaskBank:
@@ -71,8 +76,8 @@ class TaskBank:
             DeltaError: it is damaged, belongs to another backbone, or is no task of classification.
         """
         read = load_task_file(file) if isinstance(file, str | Path) else file
-        if (kind := read.metadata.get("task", "classification")) != "classification":
-            raise DeltaError(f"{name} is a task of {kind}; a bank holds tasks of classification")
+        if (kind := kind_of(read.metadata, name)).answer is None:
+            raise DeltaError(f"{name} is a task of {kind.name}; a bank holds tasks of classes")
         task: BankTask
         with self._pass:
             if isinstance(read, Delta):
@@ -122,7 +127,7 @@ class TaskBank:
         names = [tasks] * len(images) if isinstance(tasks, str) else list(tasks)
         held = [self.task(name) for name in names]
         return [
-            _prediction(name, task.class_names, row)
+            _prediction(name, task, row)
             for name, task, row in zip(names, held, self._answers(images, held, exact), strict=True)
         ]
 
@@ -212,8 +217,10 @@ def _some(images: Tensor, rows: list[int]) -> Tensor:
     return images if rows == list(range(len(images))) else images[rows]
 
 
-def _prediction(name: str, classes: Sequence[str], row: Tensor) -> Prediction:
-    probabilities = row.float().softmax(-1).tolist()
-    best = max(range(len(classes)), key=probabilities.__getitem__)
-    by_class = dict(zip(classes, probabilities, strict=True))
-    return Prediction(name, classes[best], probabilities[best], by_class)
+def _prediction(name: str, task: BankTask, row: Tensor) -> Prediction:
+    answer = kind_of(task.metadata, name).answer
+    assert answer is not None  # seen by `add`
+    labels, probabilities = answer(row, task.class_names, task.metadata)
+    best = max(probabilities, key=probabilities.__getitem__)
+    held = {label: probabilities[label] for label in labels}
+    return Prediction(name, best, probabilities[best], probabilities, held)

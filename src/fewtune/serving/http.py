@@ -64,6 +64,7 @@ class PredictionAnswer(BaseModel):
     label: str
     probability: float
     probabilities: dict[str, float]
+    labels: dict[str, float]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -47,6 +47,11 @@ def predict_tasks(
         asked = [(file, image, name) for file, image in some for name in names]
         batch = torch.stack([opened.prepare(name, image) for _, image, name in asked]).to(opened.device)
         for (file, _, name), answer in zip(asked, opened.bank.predict(batch, [n for *_, n in asked]), strict=True):
-            row = {"file": file, "task": name, "prediction": answer.label, "probability": round(answer.probability, 6)}
+            row = {
+                "file": file,
+                "task": name,
+                "prediction": ";".join(answer.labels),
+                "probability": round(answer.probability, 6),
+            }
             rows.append({**row, "probabilities": {c: round(p, 6) for c, p in answer.probabilities.items()}})
     return rows

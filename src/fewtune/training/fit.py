@@ -183,7 +183,7 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     except NonFiniteLoss:
         if module.best is not None and trainer.is_global_zero:
             module.load_best()
-            _save_delta(work, folder, module.tuner, {"epoch": module.best["epoch"]})
+            _save_delta(work.settled(), folder, module.tuner, {"epoch": module.best["epoch"]})
         raise
     except SystemExit:  # how Lightning ends after Ctrl-C
         if trainer.interrupted:
@@ -201,6 +201,7 @@ def _finish(
     work: Work, folder: RunFolder, tuner: Tuner, history: list[dict[str, float]], metrics: dict[str, Any]
 ) -> dict[str, Any]:
     """Save the task file, and read the test set once."""
+    work = work.settled()
     _save_delta(work, folder, tuner, metrics["validation"])
     metrics["delta_bytes"] = file_size(folder.delta)
     metrics |= work.test(folder)

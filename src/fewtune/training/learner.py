@@ -71,7 +71,17 @@ class Learner(pl.LightningModule):
 
     @abstractmethod
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and measure of every image of a validation batch, [B] each."""
+        """Loss and measure of every image of a validation batch, [B] each (the measure: [B, …], see `overall`)."""
+
+    def overall(self, loss: Tensor, measured: Tensor) -> tuple[float, float]:
+        """Loss and measure of all validation images together, from what `judged` gave of each: their means.
+
+        Args:
+            loss: [N].
+            measured: [N], or [N, …] where a task's measure is more than a mean over images.
+        """
+        mean_loss, mean = torch.stack([loss, measured], dim=1).mean(dim=0).tolist()
+        return mean_loss, mean
 
     # -- set-up
 
@@ -206,12 +216,12 @@ class Learner(pl.LightningModule):
         self._seen.append((indices, loss, measured))
 
     def on_validation_epoch_end(self) -> None:
-        """Means over all processes, every image counted once; keep the best epoch, of equals the lower loss."""
+        """Of all processes' images, each counted once; keep the best epoch, of equals that with the lower loss."""
         columns = [torch.cat(column) for column in zip(*self._seen, strict=True)]
         indices, loss, measured = (self._everyones(column) for column in columns)
-        once = torch.zeros(len(self.splits["val"]), 2)
-        once[indices] = torch.stack([loss, measured], dim=1)
-        mean_loss, mean = once.mean(dim=0).tolist()
+        once = [torch.zeros(len(self.splits["val"]), *column.shape[1:]) for column in (loss, measured)]
+        once[0][indices], once[1][indices] = loss, measured
+        mean_loss, mean = self.overall(*once)
         self._scores = {"loss": mean_loss, self.measure: mean}
         if self.best is None or (mean, -mean_loss) > (self.best[self.measure], -self.best["loss"]):
             self.best = {"epoch": self.current_epoch, "state": _kept(self.tuner.state_dict()), **self._scores}
@@ -219,10 +229,10 @@ class Learner(pl.LightningModule):
         self.log(self.measure, mean, prog_bar=True, logger=False, rank_zero_only=True)
 
     def _everyones(self, values: Tensor) -> Tensor:
-        """Equally many values of all processes, [processes * N], on the CPU."""
+        """Equally many values [N, …] of all processes, [processes * N, …], on the CPU."""
         gathered = self.all_gather(values)
         assert isinstance(gathered, Tensor)
-        return gathered.flatten().cpu()
+        return gathered.reshape(-1, *values.shape[1:]).cpu()
 
     # -- state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -69,6 +69,15 @@ class Comparison:
     """As JSON."""
 
 
+class Answer(NamedTuple):
+    """What a task of classes says of an image."""
+
+    labels: tuple[str, ...]
+    """The classes that it has, the most probable first; one, or, where an image may have any number, any number."""
+    probabilities: Mapping[str, float]
+    """By class, in the order of the task file."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A kind of task.
@@ -84,6 +93,10 @@ class Task:
     draws: whether predictions are pictures that go into a folder.
     recognises: whether a file of predictions is of this kind.
     compare: two such files.
+    answer: logits of one image, class names and the task file's metadata -> the answer, where tasks are of classes;
+        a bank of tasks holds these.
+    by_image: what an image contributes to the metric, from its row of a file of predictions; None where the metric is
+        no mean over images.
     """
 
     name: str
@@ -97,6 +110,8 @@ class Task:
     compare: Callable[[Path, Path], Comparison]
     untouched: bool = False
     draws: bool = False
+    answer: Callable[[Tensor, Sequence[str], Mapping[str, Any]], Answer] | None = None
+    by_image: Callable[[Mapping[str, str]], float] | None = None
 
 
 def columns(path: Path) -> Sequence[str]:

@@ -151,6 +151,10 @@ class Work(ABC):
         """What the test images say of the model as training began, once `test` has read them."""
         return {}
 
+    def settled(self) -> Work:
+        """With what is chosen on validation images once the model is trained; nothing, as a rule."""
+        return self
+
     def describe(self, **more: Any) -> dict[str, Any]:
         """The metadata of the task file: what a reader of the file wants to know, and what makes the model again."""
         return {

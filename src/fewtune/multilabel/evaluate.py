@@ -1,0 +1,99 @@
+"""Test a task file on images that may have any number of classes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fewtune.classification.evaluate import Evaluation, scored_as
+from fewtune.classification.predict import probabilities
+from fewtune.data import ImageData, Split
+from fewtune.errors import DataError, Progress
+from fewtune.metrics import paired_bootstrap, percent
+from fewtune.multilabel.metrics import MultiLabelReport, paired_map, report
+from fewtune.multilabel.predict import SEPARATOR, load, prediction_rows, thresholds_of
+from fewtune.training.loaders import image_loader, pick_device
+from fewtune.training.task import Comparison, Rows, columns
+
+COLUMNS = {"file", "labels", "predictions", "f1"}
+"""Of a file of labelled predictions."""
+
+
+def evaluate(
+    data: str,
+    *,
+    delta: str | Path,
+    split: Literal["test", "val", "train", "all"] = "test",
+    batch_size: int = 32,
+    workers: int = 0,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    include_training: bool = False,
+    **data_options: Any,
+) -> Evaluation:
+    """Mean average precision and F1 of a task file (see `fewtune.multilabel.metrics.report`).
+
+    The arguments and errors are those of `fewtune.classification.evaluate.evaluate`; the data is a CSV file of images
+    of any number of classes.
+    """
+    task = load(delta, progress)
+    device, names = pick_device(accelerator), task.class_names
+    thresholds = thresholds_of(task.delta.metadata, len(names))
+
+    def score(images: Split) -> tuple[MultiLabelReport, Rows]:
+        loader = image_loader(images.with_transform(task.transform), batch_size, workers=workers)
+        found, labels = probabilities(task.backbone.model, loader, device, "evaluate", torch.sigmoid)
+        rows = prediction_rows(images.names, found, names, thresholds, labels)
+        return report(found, labels, names, thresholds), rows
+
+    return scored_as(
+        score, task, data, split, ImageData.require_several_classes, include_training=include_training,
+        progress=progress, **data_options,
+    )  # fmt: skip
+
+
+def recognises(path: Path) -> bool:
+    """Whether a CSV file holds labelled predictions of any number of classes."""
+    return set(columns(path)) >= COLUMNS
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Mean average precision and F1 by image of the second file minus the first's, on the same images (bootstrap)."""
+    one, two = _read(first), _read(second)
+    if set(one) != set(two):
+        only = sorted(set(one) ^ set(two))
+        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
+    names = sorted(one)
+    classes = [key for key in one[names[0]] if key.startswith("p(")]
+    if classes != [key for key in two[names[0]] if key.startswith("p(")]:
+        raise DataError(f"{first} and {second} are of different classes")
+    held = [set(one[name]["labels"].split(SEPARATOR)) for name in names]
+    truth = np.array([[key[2:-1] in labels for key in classes] for labels in held], dtype=np.int64)
+    p, q = (np.array([[float(rows[name][key]) for key in classes] for name in names]) for rows in (one, two))
+    a, b, gap = paired_map(p, q, truth)
+    by_image = [np.array([float(rows[name]["f1"]) for name in names]) for rows in (one, two)]
+    differences = {"map": gap, "f1_images": paired_bootstrap(*by_image)}
+    title, share, f1 = "file", "mean average precision, %", "F1 by image, %"
+    rows = [
+        {title: str(first), share: f"{100 * a:.1f}", f1: f"{100 * by_image[0].mean():.1f}"},
+        {title: str(second), share: f"{100 * b:.1f}", f1: f"{100 * by_image[1].mean():.1f}"},
+        {title: "second minus first, 95 % interval (paired bootstrap)",
+         share: f"{percent(asdict(gap))} points", f1: f"{percent(asdict(differences['f1_images']))} points"},
+    ]  # fmt: skip
+    values = {"images": len(names), **{name: asdict(one) for name, one in differences.items()}}
+    return Comparison(differences, rows, values)
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    """File name -> row, from a CSV file of labelled predictions; DataError where it is missing or is none."""
+    if not recognises(path):
+        raise DataError(
+            f"{path} must be a CSV file with the columns {', '.join(sorted(COLUMNS))}, as evaluate writes it"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
