@@ -22,15 +22,19 @@ class Interval:
 
 
 def wilson(hits: np.ndarray, *, level: float = 0.95) -> Interval:
-    """A single proportion, the mean of `hits` [N] (0/1), and Wilson's score interval of it (1927).
+    """The mean of `hits` [N] (0/1) with Wilson's interval, see `proportion`."""
+    return proportion(int(np.count_nonzero(hits)), len(hits), level=level)
+
+
+def proportion(right: int, images: int, *, level: float = 0.95) -> Interval:
+    """A single proportion, `right` among `images`, and Wilson's score interval of it (1927).
 
     Of n right among n it is not [1, 1], as a bootstrap's would be.
     """
-    if len(hits) == 0:
+    if images == 0:
         raise DataError("there are no predictions to measure")
-    right = int(np.count_nonzero(hits))
-    found = binomtest(right, len(hits)).proportion_ci(level, method="wilson")
-    return Interval(right / len(hits), float(found.low), float(found.high), level)
+    found = binomtest(right, images).proportion_ci(level, method="wilson")
+    return Interval(right / images, float(found.low), float(found.high), level)
 
 
 def bootstrap(values: np.ndarray, *, samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
