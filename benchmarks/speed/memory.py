@@ -2,10 +2,12 @@
 
     python benchmarks/speed/memory.py                                          # ViT-S/16 and ConvNeXt-T, batch 8
     python benchmarks/speed/memory.py --models vit_base_patch16_224 --methods full bias-only "GPS K=1" "GPS K=10"
+    python benchmarks/speed/memory.py --models tf_efficientnet_lite0 --size 128 --batch 16 --methods full "scoring pass"
 
 Counted in bytes: what the forward pass saves for backward (unique storages, parameters and buffers excluded),
 gradients, the optimiser's state, what the tuner itself holds beside the model (indices, masks, original values), and
 the peak of the process's memory during the step beyond what it held before (on CUDA: the peak of allocated memory).
+"scoring pass" is a batch of GPS's scoring pass, two views of every image, of which the peak is measured.
 Results are added to docs/benchmarks/speed/memory.json.
 """
 
@@ -21,9 +23,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
+import fewtune
 from methods import CLASSES, PEERS, build
 from results import add_result
 
@@ -64,10 +68,24 @@ def nbytes(tensors: Any) -> int:
     return sum(storages.values())
 
 
-def measure(method: str, architecture: str, batch: int, device: str, random_columns: bool) -> dict[str, int]:
+def measure_scoring(architecture: str, batch: int, device: str, size: int) -> dict[str, int]:
+    """What scoring a batch in two views needs, in this process."""
+    model = timm.create_model(architecture, pretrained=False, num_classes=CLASSES).to(device)
+    views = tuple(torch.randn(2, batch, 3, size, size, device=device))
+    labels = torch.arange(batch, device=device) % (batch // 2)
+    small = tuple(view[:2] for view in views)
+    fewtune.gradient_importance(model, [(small, labels[:2])])  # libraries set up their own memory on the first call
+    before = _reset_peak(device)
+    fewtune.gradient_importance(model, [(views, labels)])
+    return {"peak": _peak(device) - before}
+
+
+def measure(method: str, architecture: str, batch: int, device: str, size: int, random_columns: bool) -> dict[str, int]:
     """The figures of one method, in this process."""
+    if method == "scoring pass":
+        return measure_scoring(architecture, batch, device, size)
     candidate = build(method, architecture, random_columns=random_columns, device=device)
-    images = torch.randn(batch, 3, 224, 224, device=device)
+    images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(CLASSES, (batch,), device=device)
     candidate.forward(images[:1], labels[:1]).backward()  # libraries set up their own memory on the first call
     candidate.optimizer.zero_grad(set_to_none=True)
@@ -116,12 +134,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_small_patch16_224", "convnext_tiny"])
     parser.add_argument("--methods", nargs="+", default=[*PEERS, *GPS])
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random-columns", action="store_true")
     parser.add_argument("--dry", action="store_true", help="print, but record nothing")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    options = (arguments.batch, arguments.device, arguments.random_columns)
+    options = (arguments.batch, arguments.device, arguments.size, arguments.random_columns)
     if arguments.here:
         print(json.dumps(measure(arguments.methods[0], arguments.models[0], *options)))
         return
@@ -129,7 +148,7 @@ def main() -> None:
         figures = {}
         for method in arguments.methods:
             command = [sys.executable, __file__, "--here", "--models", architecture, "--methods", method]
-            command += ["--batch", str(arguments.batch), "--device", arguments.device]
+            command += ["--batch", str(arguments.batch), "--device", arguments.device, "--size", str(arguments.size)]
             command += ["--random-columns"] if arguments.random_columns else []
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             figures[method] = json.loads(done.stdout.splitlines()[-1])
@@ -139,6 +158,7 @@ def main() -> None:
         if not arguments.dry:
             columns = "uniformly random" if arguments.random_columns else "as measured"
             settings = {"model": architecture, "batch": arguments.batch, "columns": columns}
+            settings |= {} if arguments.size == 224 else {"size": arguments.size}
             add_result("memory", arguments.device, torch.get_num_threads(), settings, figures)
 
 

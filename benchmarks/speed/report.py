@@ -51,15 +51,19 @@ def step_table(run: Run) -> list[str]:
 def memory_table(run: Run) -> list[str]:
     """Megabytes, and saved-for-backward as a ratio to tuning biases alone and to full fine-tuning."""
     figures = run["figures"]
+    bases = [base for base in ("bias-only", "full") if base in figures]
     rows = []
     for method, row in figures.items():
+        if "saved" not in row:  # a scoring pass, of which the peak alone is known
+            rows.append([method, "", "", "", "", "", f"{row['peak'] / MB:.1f}", "", *("" for _ in bases)])
+            continue
         state = (row["gradients"] + row["optimizer"]) / max(1, row["trained"])
         sizes = [f"{row[key] / MB:.1f}" for key in ("saved", "gradients", "optimizer", "held beside", "peak")]
-        ratios = [f"{row['saved'] / figures[base]['saved']:.2f}" for base in ("bias-only", "full") if base in figures]
+        ratios = [f"{row['saved'] / figures[base]['saved']:.2f}" for base in bases]
         rows.append([method, f"{row['trained']:,}", *sizes, f"{state:.1f}", *ratios])
     header = ["method", "trained", "saved MiB", "gradients MiB", "optimizer MiB", "held beside MiB", "peak MiB"]
     header += ["gradient + optimizer bytes / value"]
-    return table(header + [f"saved / {base}" for base in ("bias-only", "full") if base in figures], rows)
+    return table(header + [f"saved / {base}" for base in bases], rows)
 
 
 def task_table(run: Run) -> list[str]:
@@ -103,7 +107,7 @@ def bars(runs: list[Run], value: str, scale: float, label: str, file: str) -> No
     phases = ("forward", "backward", "optimizer") if value == "step" else (value,)
     figure, axes = plt.subplots(1, len(runs), figsize=(6 * len(runs), 4.2), squeeze=False)
     for axis, run in zip(axes[0], runs, strict=True):
-        methods = list(run["figures"])[::-1]
+        methods = [method for method, row in run["figures"].items() if phases[0] in row][::-1]
         left = [0.0] * len(methods)
         for shade, phase in zip((1.0, 0.7, 0.4), phases, strict=False):
             widths = [run["figures"][method][phase] / scale for method in methods]

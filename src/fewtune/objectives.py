@@ -84,10 +84,15 @@ class SupCon:
 
     def __call__(self, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
         views = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        features = (self.features or pooled_features)(model, torch.cat(views))
-        return supervised_contrastive_loss(
-            features, torch.cat([labels] * len(views)), self.temperature, self.base_temperature
-        )
+        return self.of_features(self.embed(model, torch.cat(views)), torch.cat([labels] * len(views)))
+
+    def embed(self, model: nn.Module, images: Tensor) -> Tensor:
+        """What is contrasted of images [batch, ...]: features [batch, width]."""
+        return (self.features or pooled_features)(model, images)
+
+    def of_features(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss of features [batch, width] with labels [batch], or [batch, classes] of 0 and 1."""
+        return supervised_contrastive_loss(features, labels, self.temperature, self.base_temperature)
 
 
 @dataclass(frozen=True)

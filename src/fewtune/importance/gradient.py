@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError, SelectionError
-from fewtune.importance.passes import Progress, accumulate, left_as_found, reduce_over_processes
+from fewtune.importance.backward import backward_by_views
+from fewtune.importance.passes import Backward, Progress, accumulate, left_as_found, reduce_over_processes
 from fewtune.importance.scores import Scores, scored_weights
 from fewtune.importance.settling import Settling
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role, excluded
@@ -38,7 +39,8 @@ def gradient_importance(
     .. math:: s_{ij} = \Big| \sum_b \partial L_b / \partial w_{ij} \Big|
 
     Signed gradients are summed over the batches in float32 (float64 for float64 weights) and the modulus is taken
-    once, at the end. Each gradient is freed as soon as it is added, so that one layer's gradient is alive at a time.
+    once, at the end. Each gradient is freed as soon as it is added, so that one layer's gradient is alive at a time. Of
+    two views only one is kept for the backward pass at a time, in evaluation mode and with the model's own features.
     The model is left as it was found: mode, flags, gradients, buffers and random state.
 
     Args:
@@ -71,8 +73,10 @@ def gradient_importance(
         raise ImportanceError(f"settle={settle!r}; expected a share of the neurons above 0, at most 1")
     anatomy, weights = scored_weights(model, head, roles)
     objective = objective if objective is not None else SupCon()
+    backward: Backward | None = None
     if isinstance(objective, SupCon) and objective.features is None:
         objective = replace(objective, features=partial(pooled_features, head=head))
+        backward = None if train_mode else partial(backward_by_views, objective)
     left_out = excluded(anatomy, exclude)
     names, sums = [name for name in weights if name not in left_out], dict[str, Tensor]()
     if weights and not names:
@@ -82,7 +86,15 @@ def gradient_importance(
             chosen = {name: weights[name] for name in names[part::passes]}
             settled = None if settle is None else Settling(anatomy.views, settle)
             sums |= accumulate(
-                model, loader, objective, chosen, limit=limit, settled=settled, store=store, progress=progress
+                model,
+                loader,
+                objective,
+                chosen,
+                backward=backward,
+                limit=limit,
+                settled=settled,
+                store=store,
+                progress=progress,
             )
     reduce_over_processes(sums, {name: weights[name] for name in names})
     return Scores({name: sums[name].abs_() for name in names}, anatomy)

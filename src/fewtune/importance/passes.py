@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
+from fewtune.importance.backward import backward_at_once
 from fewtune.objectives import Objective
 
 Progress = Callable[[int, int | None], None]
 """Called as (batches done, batches in all or None)."""
+Backward = Callable[[nn.Module, Any, Tensor], None]
+"""Called as (model, inputs, labels): the backward pass of a batch."""
 Settled = Callable[[int, Mapping[str, Tensor]], bool]
 """Called as (batches done, signed sums by weight); True ends the pass."""
 
@@ -29,6 +32,7 @@ def accumulate(
     weights: Mapping[str, Tensor],
     *,
     of: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    backward: Backward | None = None,
     limit: int | None = None,
     settled: Settled | None = None,
     store: torch.device | str | None = None,
@@ -47,6 +51,8 @@ def accumulate(
         objective: (model, inputs, labels) -> scalar.
         weights: the parameters whose gradients are summed, by name; those of all others are not formed.
         of: f, applied to a batch's gradient; the gradient itself where left out.
+        backward: the backward pass of a batch, where it is not the objective's at once; it may add to a gradient
+            several times, so it needs an f that is linear.
         limit: use this many batches at most.
         settled: asked after every batch, with the number of batches and the sums, whether that is enough.
         store: device of the sums; the weight's own where left out.
@@ -57,7 +63,7 @@ def accumulate(
     """
     with _summing(model, weights, of, store) as sums:
         enough = None if settled is None else partial(_asked, settled, sums)
-        _backward_all(model, loader, objective, limit, enough, progress)
+        _backward_all(model, loader, backward or partial(backward_at_once, objective), limit, enough, progress)
     return sums
 
 
@@ -137,7 +143,7 @@ def _asked(settled: Settled, sums: Mapping[str, Tensor], done: int) -> bool:
 def _backward_all(
     model: nn.Module,
     loader: Iterable[Any],
-    objective: Objective,
+    backward: Backward,
     limit: int | None,
     enough: Callable[[int], bool] | None,
     progress: Progress | None,
@@ -148,12 +154,7 @@ def _backward_all(
     done = 0
     for batch in islice(loader, limit):
         inputs, labels = _batch(batch, device)
-        loss = objective(model, inputs, labels)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            raise ImportanceError(f"the objective gave {loss!r}; expected a scalar tensor")
-        if not loss.requires_grad:
-            raise ImportanceError("the objective does not depend on the model's weights")
-        loss.backward()
+        backward(model, inputs, labels)
         done += 1
         if progress is not None:
             progress(done, total)
