@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from fewtune import load_delta, magnitude_importance
 from fewtune.analysis import rank_correlation
+from fewtune.bench.executors.local import LocalExecutor
 from fewtune.bench.foreman import run_grid, status
 from fewtune.bench.grid import Grid, grid_from, read_grid
 from fewtune.bench.job import Job
@@ -26,7 +27,6 @@ from fewtune.bench.plan import plan
 from fewtune.bench.report import grid_tables
 from fewtune.bench.results import collect, difference, record_all
 from fewtune.bench.selections import agreement, overlaps
-from fewtune.bench.workers import Workers
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError
 from fewtune.importance import Scores
@@ -295,7 +295,7 @@ def test_a_worker_that_dies_costs_its_run_alone(images: tuple[Path, Path], tmp_p
     short = long.changed(epochs=1)
     jobs = [Job("train", "a/b/long", long, tmp_path, "all"), Job("train", "a/b/short", short, tmp_path, "all")]
     ended: dict[str, str | None] = {}
-    with Workers(1, 1) as workers:
+    with LocalExecutor(1, 1) as workers:
 
         def kill() -> None:
             _wait((jobs_folder / "history.json").exists, 60)

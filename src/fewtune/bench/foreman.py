@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 
 from fewtune.bench.choices import next_choice
 from fewtune.bench.estimate import Sizes, seconds_a_pass, sizes_of
+from fewtune.bench.executors import LOCAL, executor
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job
 from fewtune.bench.ledger import Ledger
 from fewtune.bench.plan import Run, plan
-from fewtune.bench.workers import Workers
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_json, write_text
@@ -42,14 +42,19 @@ class Progress:
     @property
     def waiting(self) -> list[str]:
         """Runs that are neither done nor failed."""
-        return [name for name in self.runs if name not in self.failed and name not in set(self.done)]
+        ended = {*self.done, *self.failed}
+        return [name for name in self.runs if name not in ended]
 
 
-def run_grid(grid: Grid, out: Path) -> Progress:
-    """Do every run of the grid that is not done yet, in `grid.workers` processes; failed ones are tried again.
+def run_grid(grid: Grid, out: Path, on: str = LOCAL) -> Progress:
+    """Do every run of the grid that is not done yet; failed ones are tried again.
 
     A run goes on after its last finished epoch where it was killed; on a CPU the numbers are those of an uninterrupted
     grid. The runs' folders, what was chosen (TASK/METHOD/chosen.json) and the grid lie below `out`.
+
+    Args:
+        on: where: "local", in `grid.workers` processes; "ray" or "ray://HOST:PORT", on a cluster whose nodes all see
+            `out`.
 
     Raises:
         ConfigError: the data of a task is not there or not as its settings say (all tasks are named at once); another
@@ -61,10 +66,11 @@ def run_grid(grid: Grid, out: Path) -> Progress:
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         write_text(out / "grid.yaml", write_grid(grid))
-        foreman = _Foreman(grid, out, sizes)
-        foreman.tell_hours()
-        with Workers(grid.workers, grid.threads) as workers, counted("runs") as told:
-            workers.work_off(foreman.offer, partial(foreman.finish, told))
+        with executor(on, grid) as place:
+            foreman = _Foreman(grid, out, sizes, place.places)
+            foreman.tell_hours()
+            with counted("runs") as told:
+                place.work_off(foreman.offer, partial(foreman.finish, told))
         return foreman.progress
 
 
@@ -86,10 +92,12 @@ class _Foreman:
 
     Args:
         sizes: task -> its images; None only looks and writes nothing.
+        places: how many runs are done side by side.
     """
 
-    def __init__(self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None) -> None:
+    def __init__(self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None, places: int = 1) -> None:
         self.grid, self.out, self.sizes, self.quiet = grid, out, sizes or {}, sizes is None
+        self.places = places
         self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
@@ -199,9 +207,9 @@ class _Foreman:
                 recipe = self.progress.runs[left[0]].recipe(self.grid, {})
                 seconds += sum(map(self._passes, left)) * seconds_a_pass(done, recipe, self.grid.threads)
         if self.progress.waiting:
-            hours = seconds / 3600 / self.grid.workers
+            hours = seconds / 3600 / self.places
             long = "an unknown time" if math.isnan(hours) else f"about {hours:.1f} hours"
-            log.info("%d runs are left: %s with workers=%d", len(self.progress.waiting), long, self.grid.workers)
+            log.info("%d runs are left: %s, %d side by side", len(self.progress.waiting), long, self.places)
 
     def _passes(self, name: str) -> float:
         run = self.progress.runs[name]
@@ -209,7 +217,7 @@ class _Foreman:
 
     def _left(self) -> str:
         waiting = self.progress.waiting
-        hours = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / 3600 / self.grid.workers
+        hours = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / 3600 / self.places
         return f"; about {hours:.1f} hours for the other {len(waiting)}" if waiting else ""
 
     def _forget_scores(self, task: str) -> None:

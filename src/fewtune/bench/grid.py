@@ -84,7 +84,9 @@ class Grid(BaseModel):
     record: str | None = Field(None, description="a file of finished runs beside the grid's; they count as done")
     compare: str | None = Field(None, description="what others are compared with; left out, gps or the first")
     workers: int = Field(1, gt=0, description="runs side by side, each in a process of its own")
-    threads: int = Field(1, gt=0, description="threads of each worker")
+    threads: int = Field(1, gt=0, description="threads of each worker; on Ray, the CPUs of each run")
+    gpus: float = Field(0, ge=0, description="GPUs of each run on Ray; 0.5 puts two runs on one")
+    memory_gb: float | None = Field(None, gt=0, description="memory of each run on Ray; left out, it is not counted")
 
     @model_validator(mode="after")
     def _known_and_told_once(self) -> Grid:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fewtune.bench.plan import Kind, scores_file
+from fewtune.bench.plan import Kind, result_file, scores_file
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError, ImportanceError, one_line
 from fewtune.files import read_tensors, write_json, write_text
@@ -47,6 +47,11 @@ class Job:
     def scores(self) -> Path | None:
         """Where its scores are kept for other runs."""
         return scores_file(self.recipe, self.out / self.name.partition("/")[0])
+
+    @property
+    def result(self) -> Path:
+        """What stands in its folder when it is finished."""
+        return result_file(self.kind, self.folder)
 
     @property
     def failure(self) -> Path:

@@ -52,8 +52,12 @@ class Run:
 
     def result(self, out: Path) -> Path:
         """The file that stands in its folder when it is finished, and only then."""
-        folder = out / self.name
-        return folder / "validation.json" if self.kind == "choose" else RunFolder(folder).metrics
+        return result_file(self.kind, out / self.name)
+
+
+def result_file(kind: Kind, folder: Path) -> Path:
+    """What stands in the folder of a run of this kind when it is finished, and only then."""
+    return folder / "validation.json" if kind == "choose" else RunFolder(folder).metrics
 
 
 Added = Mapping[tuple[str, str], Sequence[dict[str, Any]]]

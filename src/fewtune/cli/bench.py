@@ -16,13 +16,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command("run")
-def run(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+def run(
+    grid: GridFile,
+    settings: Settings = None,
+    out: Out = None,
+    on: Annotated[str, typer.Option(help="local; ray; or a Ray cluster's address, ray://HOST:PORT")] = "local",
+    as_json: AsJson = False,
+) -> None:
     """Do all runs of a grid that are not done; ends with status 1 where some failed."""
     from fewtune.bench.foreman import run_grid
     from fewtune.bench.grid import read_grid
 
     folder = out or Path("runs") / grid.stem
-    progress = run_grid(read_grid(grid, settings or []), folder)
+    progress = run_grid(read_grid(grid, settings or []), folder, on)
     _show(progress, folder, as_json)
     if progress.failed:
         raise typer.Exit(1)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fewtune.bench.job import Job, do
 
@@ -28,7 +29,7 @@ class Worker:
     job: Job | None = None
 
 
-class Workers:
+class LocalExecutor:
     """`count` processes of `threads` threads each, started by spawn when they are first needed."""
 
     def __init__(self, count: int, threads: int) -> None:
@@ -36,10 +37,17 @@ class Workers:
         self.count = count
         self.workers: list[Worker] = []
 
-    def __enter__(self) -> Workers:
+    @property
+    def places(self) -> int:
+        """How many jobs are done side by side."""
+        return self.count
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         started = [worker for worker in self.workers if worker.process.pid is not None]
         for worker in started:
             worker.process.kill() if worker.job else worker.connection.send(None)
@@ -47,10 +55,7 @@ class Workers:
             worker.process.join()
 
     def work_off(self, offer: Callable[[list[Job]], Job | None], done: Callable[[Job, str | None], None]) -> None:
-        """Do the jobs that `offer(running)` gives until it gives none and none is running.
-
-        `done(job, reason)` is called in this process after each; `reason` is None where the job went well.
-        """
+        """See `Executor`."""
         while True:
             while (worker := self._idle()) is not None and (job := offer(self.running)) is not None:
                 self._start(worker, job)
