@@ -38,8 +38,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes with one CPU each: two raylets on this machine."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 other work on this machine would come first
     ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'fewtune[ray]')")
     from ray.cluster_utils import Cluster
 

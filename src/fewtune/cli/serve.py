@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,11 @@ def serve(
     max_mb: Annotated[float, typer.Option(min=0.001, help="Of a request's body.")] = 20,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image.")] = 50,
     accelerator: str = "auto",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="On a Ray cluster: that of RAY_ADDRESS, or of this machine.")
+    ] = False,
+    replicas: Annotated[str, typer.Option(help="With --ray: how many, such as 2, or 1:8 as requests come.")] = "1",
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: of each replica; 0.5 puts two on one.")] = 0,
 ) -> None:
     """Serve all tasks of a folder on one backbone: POST an image to /tasks/NAME/predict, or open / in a browser."""
     import logging
@@ -44,4 +49,13 @@ def serve(
     )
     if host not in LOOPBACK:
         log.warning("listening at %s: whoever reaches this machine can ask for predictions", host)
-    run(tasks, backbone, host=host, port=port, limits=limits, token=token, accelerator=accelerator, progress=log.info)
+    options: dict[str, Any] = {"host": host, "port": port, "limits": limits, "token": token, "progress": log.info}
+    if ray:
+        from fewtune.serving.replicas import Replicas, serve_on_ray
+
+        number = Replicas.of(replicas, gpus=gpus)
+        serve_on_ray(tasks, backbone, replicas=number, accelerator=accelerator, **options)
+        return
+    if replicas != "1" or gpus:
+        raise typer.BadParameter("--replicas and --gpus are of a Ray cluster; give --ray too")
+    run(tasks, backbone, accelerator=accelerator, **options)
