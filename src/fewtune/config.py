@@ -160,6 +160,9 @@ class MachineKeys(Settings):
     strategy: str = Field("auto", description="how processes share the work: ddp, fsdp or another of Lightning's")
     precision: Literal["32", "16-mixed", "bf16-mixed"] = Field("32", description="of activations; weights stay float32")
     report: bool = Field(True, description="`fewtune fit` writes report.html into the run's folder at its end")
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = Field(
+        "none", description="where curves and results go beside TensorBoard, by that library's own settings and login"
+    )
     checkpoint_activations: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more time"
     )

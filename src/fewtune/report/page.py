@@ -17,6 +17,7 @@ from fewtune.report import charts, features, where
 from fewtune.report.findings import confusions, findings
 from fewtune.report.pictures import Gallery, gallery
 from fewtune.report.reading import Run, read_runs
+from fewtune.training.run_folder import MAY_DIFFER
 
 TABLE_CLASSES = 20
 """Up to so many classes a confusion matrix is a table; beyond, a heat map."""
@@ -275,12 +276,12 @@ def _overlaps(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """All settings; of several runs those in which they differ."""
+    """All settings; of several runs those that have to do with the result and differ."""
     keys = list(dict.fromkeys(key for run in runs for key in run.recipe))
     rows = [{"key": key, "values": [run.recipe.get(key) for run in runs]} for key in keys]
     if len(runs) == 1:
         return rows
-    return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
+    return [row for row in rows if row["key"] not in MAY_DIFFER and row["values"].count(row["values"][0]) < len(runs)]
 
 
 def _duration(seconds: float) -> str:

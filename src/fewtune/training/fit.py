@@ -31,6 +31,7 @@ from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
 from fewtune.training.precision import offer
 from fewtune.training.run_folder import RunFolder, draw_curves
+from fewtune.training.trackers import check_tracker, results, tracked
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
 from fewtune.training.tuners import Share, fit_at_once, make_tuner, method_of
 from fewtune.training.work import Work
@@ -92,6 +93,7 @@ def fit(
     if begun and folder.metrics.exists():
         log.info("%s is complete already", folder.path)
         return Result(folder, read_json(folder.metrics))
+    check_tracker(recipe)
     seed_all(recipe.seed)
     if (callbacks or loggers) and not METHODS[recipe.method].trains_by_epochs(recipe.task):
         raise ConfigError(f"method={recipe.method} has no epochs for callbacks or loggers to follow; leave them out")
@@ -110,7 +112,7 @@ def fit(
     elif main and not begun:
         folder.begin(recipe)
     try:
-        return _run(work, folder, callbacks, loggers)
+        return _tracked(work, folder, callbacks, loggers)
     except (FewtuneError, MisconfigurationException):
         if main and not begun and not folder.search.exists():  # what a search chose is worth keeping
             folder.abandon()
@@ -133,6 +135,16 @@ def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:
     write_csv(folder.search, chosen.rows)
     folder.begin(chosen.best, searched=True)
     return work.renewed(chosen.best)
+
+
+def _tracked(work: Work, folder: RunFolder, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Result:
+    """The run, followed by the recipe's tracker, which is told the test's figures at the end."""
+    with tracked(work.recipe, folder) as trackers:
+        result = _run(work, folder, callbacks, [*loggers, *trackers])
+        if is_main():
+            for one in trackers:
+                one.log_metrics(results(result.metrics))
+        return result
 
 
 def _run(work: Work, folder: RunFolder, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Result:

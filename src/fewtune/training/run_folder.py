@@ -16,7 +16,17 @@ from fewtune.files import write_json, write_text
 
 LIBRARIES = ("fewtune", "torch", "torchvision", "timm", "lightning", "transformers", "numpy", "scikit-learn")
 
-MAY_DIFFER = {"accelerator", "devices", "num_nodes", "strategy", "workers", "report", "search_trials", "search_seconds"}
+MAY_DIFFER = {
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "workers",
+    "report",
+    "tracker",
+    "search_trials",
+    "search_seconds",
+}
 """Settings that a resumed run may have otherwise than the run that it continues."""
 
 SEARCHED = {"lr", "k", "budget", "drop_path"}
@@ -58,6 +68,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def tracker(self) -> Path:
+        """Which tracker the run is in, and its name there."""
+        return self.path / "tracker.json"
 
     @property
     def search(self) -> Path:
@@ -132,7 +147,7 @@ class RunFolder:
     def _clear(self) -> None:
         for old in (self.metrics, self.checkpoint, self.selection, self.delta, self.predictions, self.curves,
                     self.history, self.history.with_suffix(".json"), self.metrics.with_suffix(".csv"),
-                    self.report, self.search, self.study, self.unsearched):  # fmt: skip
+                    self.report, self.tracker, self.search, self.study, self.unsearched):  # fmt: skip
             old.unlink(missing_ok=True)
         for events in self.tensorboard.glob("events.*"):
             events.unlink()
@@ -141,7 +156,7 @@ class RunFolder:
         """Take away what was written at the beginning, where nothing was learnt since: the next try may start here."""
         if any(path.exists() for path in (self.checkpoint, self.delta, self.metrics)):
             return
-        for path in (self.config, self.versions, self.selection, self.unsearched, self.study):
+        for path in (self.config, self.versions, self.selection, self.unsearched, self.study, self.tracker):
             path.unlink(missing_ok=True)
         for events in self.tensorboard.glob("*"):
             events.unlink()
