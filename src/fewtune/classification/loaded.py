@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from fewtune.data.transforms import eval_transform
+from fewtune.delta import Delta, applied
+from fewtune.delta.levels import flatten, shared_of
 from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
 from fewtune.models import Backbone, as_described, backbone_from_description, channels_last
@@ -74,6 +76,11 @@ def load_classifier(
         plain = backbone_from_description(described, len(class_names), progress)
     else:
         plain = as_described(backbone, described, len(class_names))
+    shared = shared_of(delta.metadata, path)
+    if shared is not None and isinstance(delta, Delta):
+        if (present := applied(plain.model)) is not None:
+            present.revert(plain.model)
+        delta = flatten(plain.model, shared, delta)
     model, tuner = put_in(delta, channels_last(plain.model))
     transform = eval_transform(delta.metadata.get("transform", "none"), plain)
     return LoadedClassifier(delta, replace(plain, model=model.eval()), class_names, transform, plain, tuner)

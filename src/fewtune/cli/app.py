@@ -15,6 +15,7 @@ from fewtune.cli import (
     evaluate,
     export,
     fit,
+    fit_many,
     ood,
     predict,
     push,
@@ -46,6 +47,7 @@ def root(
 
 
 app.command("fit", cls=settings.WithSettings)(fit.fit)
+app.command("fit-many")(fit_many.fit_many)
 app.command("settings")(settings.settings)
 app.command("select")(select.select)
 app.command("evaluate")(evaluate.evaluate)

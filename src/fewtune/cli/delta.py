@@ -1,4 +1,4 @@
-"""`fewtune delta inspect | export | apply | revert | diff`: what can be done with a task file."""
+"""`fewtune delta`: look at task files, apply, revert, compare and combine them."""
 
 from __future__ import annotations
 
@@ -109,6 +109,54 @@ def diff(first: TaskFile, second: TaskFile, as_json: AsJson = False) -> None:
         ]
     )
     print("the two files hold the same task" if a == b else "the two tasks differ")
+
+
+Files = Annotated[list[Path], typer.Argument(help="Two or more task files of one backbone.")]
+HeadOf = Annotated[Path | None, typer.Option(help="Whose head and classes; left out, the mean of the same classes.")]
+
+
+@app.command("add")
+def add(files: Files, out: Out, head_of: HeadOf = None, as_json: AsJson = False) -> None:
+    """Write the sum of what some tasks changed as a new task file, and tell where they meet."""
+    from fewtune.delta.arithmetic import add as how
+
+    _combine(how, files, out, head_of, as_json)
+
+
+@app.command("average")
+def average(files: Files, out: Out, head_of: HeadOf = None, as_json: AsJson = False) -> None:
+    """Write the mean of what some tasks changed as a new task file, and tell where they meet."""
+    from fewtune.delta.arithmetic import average as how
+
+    _combine(how, files, out, head_of, as_json)
+
+
+@app.command("flatten")
+def flatten(file: TaskFile, out: Out) -> None:
+    """Write a task that stands on a shared part as one file, which stands on the plain backbone."""
+    import logging
+
+    from fewtune.classification.combine import flatten_file
+
+    _must_be_safetensors(out)
+    flat = flatten_file(file, out, logging.getLogger("fewtune").info)
+    print(f"{out}: {flat.connections:,} connections")
+
+
+def _combine(how: Any, files: list[Path], out: Path, head_of: Path | None, as_json: bool) -> None:
+    import logging
+
+    from fewtune.classification.combine import combine_files
+    from fewtune.cli.output import print_json
+
+    _must_be_safetensors(out)
+    made = combine_files(how, files, out, head_of, logging.getLogger("fewtune").info)
+    facts = {"connections": made.delta.connections, "in several": made.shared, "opposed": made.opposed}
+    if as_json:
+        print_json({"file": str(out), **facts})
+        return
+    print(f"{out}: {made.delta.connections:,} connections")
+    print(f"{made.shared:,} of them changed in several tasks, {made.opposed:,} of these in opposite directions")
 
 
 def _difference(name: str, a: Any, b: Any) -> dict[str, Any]:

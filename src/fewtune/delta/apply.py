@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock, RLock
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -19,6 +19,8 @@ from fewtune.delta.head import Resizing
 from fewtune.errors import DeltaError
 
 Verify = Literal["fast", "full", "none"]
+SHARED = "shared"
+"""Where a task's metadata says on which shared part it stands (`fewtune.delta.levels`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,8 @@ class Applied:
     written: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
     head: Resizing
+    below: Applied | None = None
+    """What was applied before, on which this one stands."""
 
 
 # Kept beside the model, not on it: an attribute would be pickled and copied with the model. A copy of a model with a
@@ -62,21 +66,39 @@ def forget(model: nn.Module) -> None:
     _applied.pop(_plain(model), None)
 
 
-def apply_delta(model: nn.Module, delta: Contents, verify: Verify) -> None:
+def keep_but_head(model: nn.Module) -> None:
+    """What is applied stays for good, but for its head: the model has its own again."""
+    with alone_with(model) as model:
+        record = _applied.pop(model)
+        targets = _targets(model, record.delta)
+        for name in record.delta.choice.head:
+            if name in record.kept:
+                write(targets[name].tensor, targets[name].index, record.kept[name])
+        record.head.take_out()
+
+
+def apply_delta(model: nn.Module, delta: Contents, verify: Verify, on: Contents | None = None) -> None:
     """See `Delta.apply`."""
     with alone_with(model) as model:
-        if model in _applied:
+        below = _applied.get(model)
+        if below is not None and on is None:
             raise DeltaError(
                 "a delta is already applied to this model: revert it first, or replace it with delta.swap(model, new)"
             )
-        _applied[model] = _put_in(model, delta, verify)
+        if on is not None and (below is None or (below.delta is not on and below.delta != on)):
+            raise DeltaError("the delta on which this one stands is not applied to the model: apply that one first")
+        _applied[model] = replace(_put_in(model, delta, verify), below=below)
 
 
 def revert_delta(model: nn.Module, delta: Contents) -> None:
     """See `Delta.revert`."""
     with alone_with(model) as model:
-        _take_out(model, _record(model, delta))
-        del _applied[model]
+        record = _record(model, delta)
+        _take_out(model, record)
+        if record.below is None:
+            del _applied[model]
+        else:
+            _applied[model] = record.below
 
 
 def swap_delta(model: nn.Module, old: Contents, new: Contents, verify: Verify) -> None:
@@ -85,7 +107,7 @@ def swap_delta(model: nn.Module, old: Contents, new: Contents, verify: Verify) -
         record = _record(model, old)
         _take_out(model, record)
         try:
-            _applied[model] = _put_in(model, new, verify)
+            _applied[model] = replace(_put_in(model, new, verify), below=record.below)
         except BaseException:
             record.head.put_in()
             _write_all(_targets(model, record.delta), record.written, record.kept)
@@ -142,6 +164,13 @@ def _verify(delta: Contents, found: Mapping[str, Tensor], verify: Literal["fast"
     positions = delta.fast_positions if verify == "fast" else dict.fromkeys(delta.fingerprint.tensors)
     parts = {n: found[n] if index is None else read(found[n], index) for n, index in positions.items()}
     if (name := delta.fingerprint.first_difference(parts.values(), verify)) is not None:
+        shared = delta.metadata.get(SHARED)
+        if isinstance(shared, dict):
+            raise DeltaError(
+                f"the task stands on the shared part {shared.get('file')} (SHA-256 {str(shared.get('sha256'))[:16]}…), "
+                "which is not applied to this model, or the model is another backbone: apply that file first, then the "
+                "task with on= it"
+            )
         raise DeltaError(
             f"the delta belongs to another backbone: {name} has other values in this model; load the checkpoint that "
             "was tuned (if a task is already written into the model, load it anew)"

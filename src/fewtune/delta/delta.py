@@ -50,7 +50,7 @@ class Delta(Contents):
         """
         write_file(Path(path), to_bytes(self, dtype))
 
-    def apply(self, model: nn.Module, verify: Verify = "fast") -> None:
+    def apply(self, model: nn.Module, verify: Verify = "fast", on: Delta | None = None) -> None:
         """Writes the task into a model of the same backbone and keeps in memory what it overwrites.
 
         All checks come before the first write. Values are cast to the model's dtype; `revert` is exact in it.
@@ -62,12 +62,14 @@ class Delta(Contents):
                 configuration's labels); `revert` puts the model's own back.
             verify: "fast" looks at every place to be overwritten and a sample of the rest (milliseconds), "full" at
                 all of the backbone, "none" only at names and shapes.
+            on: a delta that is applied to the model and on which this one was made (`fewtune.delta.levels`); both are
+                reverted, this one first.
 
         Raises:
             DeltaError: another backbone, a head that differs in more than its number of classes, a delta is applied
                 already, or a selection is attached. The model is unchanged.
         """
-        apply_delta(model, self, verify)
+        apply_delta(model, self, verify, on)
 
     def revert(self, model: nn.Module) -> None:
         """Writes back, bit for bit, what `apply` overwrote in this process.

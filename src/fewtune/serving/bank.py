@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.delta import Delta
+from fewtune.delta.levels import flatten, shared_of
 from fewtune.errors import DataError, DeltaError
 from fewtune.methods import MethodFile, load_task_file
 from fewtune.models import Backbone, logits
@@ -81,6 +82,8 @@ class TaskBank:
         task: BankTask
         with self._pass:
             if isinstance(read, Delta):
+                if (shared := shared_of(read.metadata, file if isinstance(file, str | Path) else name)) is not None:
+                    read = flatten(self.model, shared, read)
                 read.apply(self.model)  # refused here, if it is of another backbone
                 read.revert(self.model)
                 task = HeldTask.of(read, tensors_of(self.model))

@@ -1,0 +1,10 @@
+# Every share and seed of sharing.yaml, then Caltech-101 added on the frozen shared part. What is done is skipped.
+set -e
+study=benchmarks/studies/sharing.yaml
+for seed in 0 1 2; do
+  for share in 0 0.25 0.5 0.75 1; do
+    out=runs/sharing/share-$share-seed-$seed
+    fewtune fit-many $study share=$share seed=$seed --out $out --json
+    fewtune fit-many $study share=$share seed=$seed tasks.caltech.data=images/caltech101 --out $out --json
+  done
+done

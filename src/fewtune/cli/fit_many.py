@@ -1,0 +1,34 @@
+"""`fewtune fit-many`: several tasks on one backbone that share a part of what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fit_many(
+    tasks: Annotated[Path, typer.Argument(help="The tasks, a YAML file.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as share=0.25, k=4 or tasks.NAME.data=FOLDER")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; left out, runs/ and the name of the file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Train a shared part on all tasks together, then each task's own part; ends with status 1 where one failed."""
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.sharing import fit_many as run
+    from fewtune.sharing import read_tasks
+
+    folder = out or Path("runs") / tasks.stem
+    outcome = run(read_tasks(tasks, settings or []), folder)
+    found = outcome.to_json()
+    if as_json:
+        print_json({"folder": str(folder), **found})
+    else:
+        rows = [{"task": name, "accuracy": f"{100 * value:.1f} %"} for name, value in found["tasks"].items()]
+        if rows:
+            print_table([*rows, {"task": "mean", "accuracy": f"{100 * found['mean']:.1f} %"}], str(folder))
+    if outcome.failed:
+        raise typer.Exit(1)
