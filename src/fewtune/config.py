@@ -29,10 +29,10 @@ def _settings(methods: Iterable[Method]) -> tuple[type[Settings], ...]:
 class DataKeys(Settings):
     """What is learnt from, and how its images are presented."""
 
-    task: Literal["classification", "multi-label", "segmentation"] = Field(
+    task: Literal["classification", "multi-label", "segmentation", "semantic-segmentation"] = Field(
         "classification",
         description="multi-label: images of any number of classes, listed in a CSV file; segmentation: one mask an "
-        "image; the model is a segmenter, data has masks",
+        "image; the model is a segmenter, data has masks; semantic-segmentation: masks of several classes",
     )
     data: str = Field(
         description="a folder of class folders, a CSV file of path,label, a data set's name, or task:KEY?root=FOLDER; "
@@ -54,6 +54,7 @@ class DataKeys(Settings):
         description="plain: resize only (VTAB); flip: and horizontal flip; fgvc: random resized crop and flip; "
         "none: as evaluated",
     )
+    ignore: int = Field(255, ge=0, le=255, description="of masks of several classes: the number of pixels not to count")
     cache: bool = Field(False, description="decode every image once and keep it in memory (augment=plain)")
     image_size: int | None = Field(None, gt=0, description="pixels; left out, the model's own size")
     workers: int = Field(0, ge=0, description="processes that load images; 0: the main one")
@@ -189,6 +190,8 @@ CLASSES_ONLY = (
 """Settings that mean something for classification alone."""
 
 
+MASK_TASKS = ("segmentation", "semantic-segmentation")
+"""Kinds of task whose labels are masks."""
 ONE_CLASS_ONLY = (
     "shots", "ood", "label_smoothing", "mixup", "cutmix", "class_weights", "head_init", "regularisation",
 )  # fmt: skip
@@ -211,7 +214,7 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
     @field_validator("objective")
     @classmethod
     def _of_the_task(cls, objective: str | None, info: ValidationInfo) -> str:
-        masks = info.data.get("task") == "segmentation"
+        masks = info.data.get("task") in MASK_TASKS
         if objective is not None and masks != (objective == "segmentation"):
             raise ValueError(f"{objective} is no objective of {info.data.get('task')}")
         return "segmentation" if masks else objective or "supcon"
@@ -250,12 +253,12 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
-        if self.task == "segmentation":
+        if self.task in MASK_TASKS:
             if self.augment not in ("plain", "flip"):
-                raise ValueError(f"augment={self.augment} is not for task=segmentation: take plain or flip")
+                raise ValueError(f"augment={self.augment} is not for task={self.task}: take plain or flip")
             given = [key for key in CLASSES_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
             if given:
-                raise ValueError(f"task=segmentation has no classes, so it has no {', '.join(given)}")
+                raise ValueError(f"task={self.task} has no images of a class, so it has no {', '.join(given)}")
         given = [key for key in ONE_CLASS_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
         if self.task == "multi-label" and given:
             raise ValueError(f"task=multi-label: an image has any number of classes, so there is no {', '.join(given)}")

@@ -1,4 +1,4 @@
-"""The supervised contrastive loss (Eq. 2) and the losses of binary segmentation."""
+"""The supervised contrastive loss (Eq. 2) and the losses of segmentation."""
 
 from __future__ import annotations
 
@@ -129,3 +129,56 @@ def _mask_pair(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         )
     wide = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(wide), masks.to(wide)
+
+
+def class_mask_loss(logits: Tensor, masks: Tensor, ignore: int = 255) -> Tensor:
+    """`mask_cross_entropy` + `soft_dice_loss` of each image, [images]; their mean is what selects and trains.
+
+    Args:
+        logits: [images, classes, h, w].
+        masks: numbers of classes, [images, h, w]; pixels of `ignore` count nowhere.
+
+    Raises:
+        ImportanceError: the shapes do not go together.
+    """
+    return mask_cross_entropy(logits, masks, ignore) + soft_dice_loss(logits, masks, ignore)
+
+
+def mask_cross_entropy(logits: Tensor, masks: Tensor, ignore: int = 255) -> Tensor:
+    """Cross-entropy, mean over the pixels of each image that count, [images]; 0 where none does.
+
+    See `class_mask_loss` for the arguments.
+    """
+    logits, counted = _classes_and_mask(logits, masks, ignore)
+    losses = F.cross_entropy(logits, masks.where(counted, -100).long(), reduction="none", ignore_index=-100)
+    return losses.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+
+def soft_dice_loss(logits: Tensor, masks: Tensor, ignore: int = 255) -> Tensor:
+    r"""One minus the soft Dice of each image, mean over the classes that its mask has, [images].
+
+    .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_p s_{cp} g_{cp}}{\sum_p s_{cp} + g_{cp}}
+
+    with s the softmax of the logits, g 1 where the mask is of class c, and p the pixels that count. See
+    `class_mask_loss` for the arguments.
+
+    References:
+        Milletari et al., V-Net, 2016 (there with squares below the line).
+    """
+    logits, counted = _classes_and_mask(logits, masks, ignore)
+    truth = F.one_hot(masks.where(counted, 0).long(), logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
+    painted, truth = (logits.softmax(1) * counted[:, None]).flatten(2), truth.to(logits).flatten(2)
+    both, sizes = (painted * truth).sum(2), (painted + truth).sum(2)
+    present = truth.any(dim=2)
+    scores = 2 * both / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+    return (present * (1 - scores)).sum(1) / present.sum(1).clamp(min=1)
+
+
+def _classes_and_mask(logits: Tensor, masks: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
+    """Logits in float32 at least, and which pixels count, bool [images, h, w]."""
+    if logits.ndim != 4 or masks.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ImportanceError(
+            f"a segmentation loss got logits of shape {tuple(logits.shape)} and masks of shape {tuple(masks.shape)}; "
+            "expected [images, classes, h, w] and [images, h, w]"
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), masks != ignore

@@ -17,6 +17,7 @@ from fewtune.methods import load_task_file
 from fewtune.multilabel import MULTI_LABEL
 from fewtune.plugins import Table
 from fewtune.segmentation import SEGMENTATION
+from fewtune.semantic import SEMANTIC
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Described, Work
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 TASKS: Table[Task] = Table(
-    "fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, SEGMENTATION)}
+    "fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, SEGMENTATION, SEMANTIC)}
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fewtune.segmentation.predict import TINT, overlay
-from fewtune.segmentation.sheet import FALSE, HIT, MISSED, SIDE, Sample, draw_sheet, error_picture
+from fewtune.segmentation.sheet import FALSE, HIT, MISSED, SIDE, draw_sheet, error_picture, of_object
 
 
 def test_errors_have_their_colours() -> None:
@@ -36,7 +36,7 @@ def test_a_sheet_takes_images_of_any_shape() -> None:
     samples = []
     for height, width in ((30, 400), (300, 20), (1, 1)):
         mask = np.ones((height, width), dtype=bool)
-        samples.append(Sample("name.png", Image.new("RGB", (width, height)), mask, mask, "Dice 1.000"))
+        samples.append(of_object("name.png", Image.new("RGB", (width, height)), mask, mask, "Dice 1.000"))
     sheet = np.asarray(draw_sheet(samples, "caption"))
     assert sheet.shape[1] == 4 * SIDE + 5 * 6
     assert (sheet == HIT).all(-1).sum() > SIDE * 10  # the errors of all three are there, and all right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from fewtune.data import libraries
 from fewtune.data.catalog import ALIASES, DECLARATIONS, Declaration, declaration, find_folder
+from fewtune.data.class_masks import with_classes
 from fewtune.data.formats import format_of
 from fewtune.data.formats.folders import class_folders
 from fewtune.data.formats.masks import LOOKED, MASKS, by_hash
@@ -99,8 +100,44 @@ def load_masks(
     Raises:
         DataError: there is no such folder, an image has no mask, a mask has no image, or a split has too few images.
     """
+    draws: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    return _masks_drawn(_mask_data(spec), **draws, limit_train=limit_train, limit_test=limit_test)
+
+
+def load_class_masks(
+    spec: str | Path, *, ignore: int = 255, names: Sequence[str] | None = None, **draws: Any
+) -> MaskData:
+    """Images with masks of several classes (`fewtune.data.class_masks.ClassMaskSplit`), in splits.
+
+    Args:
+        spec: a folder, as in `load_masks`; masks are PNG files of class numbers, grey or with a palette. A file
+            classes.txt in it names the classes, one a line, the first being 0; else they are called by their numbers.
+        ignore: the number of pixels that count nowhere.
+        names: the classes that it has to have, where these are known.
+        draws: seed, val_fraction, test_fraction, limit_train and limit_test, as in `load_masks`.
+
+    Raises:
+        DataError: as `load_masks`, or a mask holds no class numbers, or the classes are other than `names`.
+    """
+    file, said = Path(spec).expanduser() / "classes.txt", None
+    if file.is_file():
+        said = [name.strip() for name in file.read_text(encoding="utf-8").splitlines() if name.strip()]
+    if names is not None and said is not None and list(names) != said:
+        raise DataError(f"{file} names the classes {', '.join(said)}, and the task has {', '.join(names)}")
+    return _masks_drawn(with_classes(_mask_data(spec), names or said, ignore), **draws)
+
+
+def _masks_drawn(
+    data: MaskData,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    test_fraction: float | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+) -> MaskData:
+    """The data with the splits that it lacks drawn; see `load_masks`."""
     _check_fractions(val_fraction, test_fraction)
-    data = _mask_data(spec)
     if data.test is None and test_fraction:
         order = _hash_order(data.train)
         cut = len(order) - round(test_fraction * len(order))

@@ -17,6 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 Kind = Literal["plain", "flip"]
+Resized = Callable[[np.ndarray, tuple[int, int]], Tensor]
+"""A mask and a size -> the mask at that size."""
 JointTransform = Callable[[Image.Image, np.ndarray], tuple[Tensor, Tensor]]
 
 
@@ -34,16 +36,20 @@ class MaskInput(Protocol):
 
 
 class Joint:
-    """(PIL RGB image, bool mask [H, W]) -> (image [3, S, S], normalised; mask [1, S, S] of 0 and 1), both float32."""
+    """(PIL RGB image, bool mask [H, W]) -> (image [3, S, S], normalised; mask [1, S, S] of 0 and 1), both float32.
 
-    def __init__(self, kind: Kind, spec: MaskInput) -> None:
+    With `resized=classes_at` masks are numbers of classes, and become [S, S], int64.
+    """
+
+    def __init__(self, kind: Kind, spec: MaskInput, resized: Resized | None = None) -> None:
+        self.resized = resized or mask_at
         self.size = (spec.image_size, spec.image_size)
         self.resize, self.normalise = _resize(spec), _normalise(spec)
         self.flip = v2.RandomHorizontalFlip() if kind == "flip" else v2.Identity()
 
     def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[Tensor, Tensor]:
         pixels = self.resize(tv_tensors.Image(v2.functional.pil_to_tensor(image)))
-        pixels, truth = self.flip(pixels, tv_tensors.Mask(mask_at(mask, self.size)))
+        pixels, truth = self.flip(pixels, tv_tensors.Mask(self.resized(mask, self.size)))
         return self.normalise(pixels).as_subclass(torch.Tensor), truth.as_subclass(torch.Tensor)
 
 
@@ -65,6 +71,12 @@ def mask_at(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
     """
     share = v2.functional.resize(torch.from_numpy(mask)[None].float(), list(size), antialias=True)
     return (share >= 0.5).float()
+
+
+def classes_at(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A mask of class numbers [H, W] at another size, int64 [h, w]: each pixel's nearest, counted from its centre."""
+    numbers = torch.from_numpy(mask.astype(np.float32))[None, None]
+    return torch.nn.functional.interpolate(numbers, size=size, mode="nearest-exact")[0, 0].long()
 
 
 def _resize(spec: MaskInput) -> v2.Resize:

@@ -44,14 +44,17 @@ def open_mask(path: str | Path) -> np.ndarray:
 def _fault(grey: np.ndarray, mask: np.ndarray, *, lossless: bool) -> str | None:
     if lossless and grey.any() and not mask.any():
         high = int(grey.max())
-        return f"its largest grey value is {high}; multiply masks of 0 and {high} by {255 // high}"
+        return (
+            f"its largest grey value is {high}; multiply masks of 0 and {high} by {255 // high}; numbers of "
+            "classes are for task=semantic-segmentation"
+        )
     middle = (grey >= FAR) & (grey <= 255 - FAR)
     count = int(middle.sum())
     if lossless and count and (count > MOST_GREY * grey.size or count > int((grey > 255 - FAR).sum())):
         values, numbers = np.unique(grey[middle], return_counts=True)
         return (
             f"{count / grey.size:.1%} of its pixels are grey (mostly {values[numbers.argmax()]}), neither near 0 nor "
-            f"near 255; threshold it first"
+            f"near 255; threshold it first; numbers of classes are for task=semantic-segmentation"
         )
     return None
 

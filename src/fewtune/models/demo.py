@@ -47,8 +47,17 @@ class Demo:
     crop_pct: float
 
 
+SEGMENTERS = {"vit-small-saliency": "vit-small"}
+"""Demo models that draw masks (`fewtune.segmentation.models`), and the backbone of each."""
+
+
 def check_name(name: str) -> None:
-    """ModelError for a name that is none of `DEMOS`."""
+    """ModelError for a name that is none of `DEMOS`; a segmenter's says what to add."""
+    if name in SEGMENTERS:
+        raise ModelError(
+            f"demo:{name} is a segmenter, and this task is of classes: add task=segmentation, with data of images and "
+            f"their masks; as a classifier take demo:{SEGMENTERS[name]}"
+        )
     if name not in DEMOS:
         close = difflib.get_close_matches(name, DEMOS, n=1, cutoff=0.3) or list(DEMOS)
         raise ModelError(f'no demo model is called "{name}"; did you mean demo:{close[0]}?')

@@ -39,7 +39,9 @@ class MultiLabelWork(ImageWork):
 
     @property
     def objective(self) -> Objective:
-        """The contrastive loss by the overlap of labels, or binary cross-entropy through the new head."""
+        """The contrastive loss by the overlap of labels, or binary cross-entropy, or the user's own."""
+        if self.importance_objective is not None:
+            return self.importance_objective
         return SupCon(self.recipe.temperature) if self.recipe.objective == "supcon" else BinaryCrossEntropy()
 
     @property

@@ -32,7 +32,7 @@ def confusions(test: dict[str, Any], most: int = 10) -> list[dict[str, Any]]:
 
 def _classes(run: Run) -> Iterator[str]:
     test = run.metrics.get("test", {})
-    if "confusion" not in test:
+    if "recall" not in test or "confusion" not in test:
         return
     mistakes = sum(map(sum, test["confusion"])) - sum(row[i] for i, row in enumerate(test["confusion"]))
     if pairs := confusions(test, 1):
@@ -56,7 +56,7 @@ def _masks(run: Run) -> Iterator[str]:
         return
     scores = sorted((score, name) for name, score in run.scores().items())
     missed = sum(score < 0.1 for score, _ in scores)
-    if missed:
+    if missed and not run.class_masks:
         yield f"In {missed} of {len(scores)} test images the object is missed nearly wholly (Dice below 0.1)."
     yield f"The worst image is {scores[0][1]}, with a Dice of {scores[0][0]:.2f}."
 

@@ -46,7 +46,7 @@ def write_report(paths: Sequence[Path], out: Path, *, pictures: bool = True) -> 
 def one_run(run: Run, shown: Gallery | None) -> str:
     """The page of one run."""
     test = run.metrics.get("test", {})
-    classes = "confusion" in test
+    classes = "confusion" in test and not run.draws_masks
     return _rendered(
         "one.html.j2",
         title=f"Report: {run.name}",
@@ -61,8 +61,9 @@ def one_run(run: Run, shown: Gallery | None) -> str:
         confusions=confusions(test) if classes else [],
         reliability=charts.reliability(*run.confidences()) if classes and run.rows else None,
         histogram=_histogram(run),
-        measures=_measures(test) if run.draws_masks else {},
+        measures=_measures(test) if run.draws_masks and not run.class_masks else {},
         any_number=_any_number(test) if run.multi_label else {},
+        class_masks=_class_masks(test) if run.class_masks else {},
         gallery=shown,
         planes=features.planes(run) if shown is not None and classes else None,
         places=_places(run),
@@ -86,6 +87,16 @@ def _any_number(test: Mapping[str, Any]) -> dict[str, Any]:
     names = ("name", "images", "ap", "f1", "precision", "recall", "threshold")
     rows = [dict(zip(names, row, strict=True)) for row in zip(*(test[key] for key in keys), strict=True)]
     rows.sort(key=lambda row: 1.0 if row["ap"] is None else row["ap"])
+    return {"means": {name: test[key] for name, key in means.items()}, "classes": rows}
+
+
+def _class_masks(test: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures of masks of several classes: means, and each class, the worst IoU first."""
+    means = {"mean IoU over classes": "miou", "mean Dice over classes": "mdice", "Dice, mean over images": "dice"}
+    pixels = [sum(row) for row in test["confusion"]]
+    columns = (test["class_names"], pixels, test["iou_by_class"], test["dice_by_class"])
+    rows = [dict(zip(("name", "pixels", "iou", "dice"), row, strict=True)) for row in zip(*columns, strict=True)]
+    rows.sort(key=lambda row: 1.0 if row["iou"] is None else row["iou"])
     return {"means": {name: test[key] for name, key in means.items()}, "classes": rows}
 
 
@@ -126,6 +137,12 @@ def result(run: Run) -> str:
             f"Over {images} the mean average precision is {100 * whole.value:.1f} % (95 % interval "
             f"{100 * whole.low:.1f} to {100 * whole.high:.1f}); an image's classes are told with an F1 of "
             f"{100 * value.value:.1f} % on average ({span})."
+        )
+    if run.class_masks:
+        whole = Interval(**test["miou"])
+        return (
+            f"Over {images} the mean IoU of the classes is {100 * whole.value:.1f} % (95 % interval "
+            f"{100 * whole.low:.1f} to {100 * whole.high:.1f}); {100 * test['accuracy']:.1f} % of the pixels are right."
         )
     if run.draws_masks:
         return f"Over {images} the mean Dice is {100 * value.value:.1f} % ({span})."

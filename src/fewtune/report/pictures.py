@@ -86,17 +86,37 @@ def _mistakes(run: Run) -> Gallery:
 
 def _sheet(run: Run) -> Gallery:
     """Image, truth, prediction and errors of the test images with the lowest Dice, drawn by the task file."""
+    worst = sorted(run.rows, key=lambda row: float(row["dice"]))[:MOST_MASKS]
+    caption = f"the {len(worst)} test images with the lowest Dice"
+    drawn = _of_class_masks(run, worst, caption) if run.class_masks else _of_masks(run, worst, caption)
+    if drawn is None:
+        return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
+    return Gallery(sheet=data_uri(drawn, side=max(drawn.size)))
+
+
+def _of_masks(run: Run, worst: list[dict[str, str]], caption: str) -> Image.Image | None:
     from fewtune.data import load_masks
     from fewtune.segmentation.evaluate import draw_worst
     from fewtune.segmentation.loaded import load_tuned_segmenter
 
     test = load_masks(run.recipe["data"], **_drawn_by(run.recipe)).test
-    worst = sorted(run.rows, key=lambda row: float(row["dice"]))[:MOST_MASKS]
     if test is None or any(row["file"] not in test.names for row in worst):
-        return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
-    segmenter = load_tuned_segmenter(run.path / "delta.safetensors").segmenter
-    sheet = draw_worst(segmenter, test, worst, f"the {len(worst)} test images with the lowest Dice")
-    return Gallery(sheet=data_uri(sheet, side=max(sheet.size)))
+        return None
+    return draw_worst(load_tuned_segmenter(run.path / "delta.safetensors").segmenter, test, worst, caption)
+
+
+def _of_class_masks(run: Run, worst: list[dict[str, str]], caption: str) -> Image.Image | None:
+    from fewtune.data import load_class_masks
+    from fewtune.data.class_masks import ClassMaskSplit
+    from fewtune.semantic.evaluate import draw_worst
+    from fewtune.semantic.predict import load
+
+    task = load(run.path / "delta.safetensors")
+    known = {"ignore": run.recipe["ignore"], "names": task.delta.metadata["class_names"]}
+    test = load_class_masks(run.recipe["data"], **known, **_drawn_by(run.recipe)).test
+    if not isinstance(test, ClassMaskSplit) or any(row["file"] not in test.names for row in worst):
+        return None
+    return draw_worst(task.segmenter, test, worst, caption)
 
 
 def data_uri(image: Image.Image, side: int = SIDE) -> str:

@@ -51,6 +51,11 @@ class Run:
         return bool(self.rows) and "labels" in self.rows[0]
 
     @property
+    def class_masks(self) -> bool:
+        """Whether its masks are of several classes."""
+        return self.draws_masks and "accuracy" in self.rows[0]
+
+    @property
     def measure(self) -> str:
         """The measure that its one-sentence result states, a mean over images: a key of metrics["test"]."""
         if self.multi_label:

@@ -21,7 +21,7 @@ from fewtune.segmentation.loaded import load_tuned_segmenter
 from fewtune.segmentation.metrics import NAMES, THRESHOLD, TITLES, MaskReport, mask_report, measure
 from fewtune.segmentation.models import Segmenter, load_segmenter
 from fewtune.segmentation.predict import probability_maps
-from fewtune.segmentation.sheet import Sample, draw_sheet
+from fewtune.segmentation.sheet import draw_sheet, of_object
 from fewtune.training.loaders import pick_device
 from fewtune.training.seen import chosen
 from fewtune.training.task import Comparison, Rows, columns
@@ -148,7 +148,7 @@ def draw_worst(
     for row, index, probabilities in zip(rows, order, maps, strict=True):
         words = f"Dice {float(row['dice']):.3f}   IoU {float(row['iou']):.3f}"
         painted = probabilities >= THRESHOLD
-        samples.append(Sample(row["file"], split.image(index), split.mask(index), painted, words))
+        samples.append(of_object(row["file"], split.image(index), split.mask(index), painted, words))
     return draw_sheet(samples, caption)
 
 

@@ -46,20 +46,24 @@ class LoadedSegmenter:
 
 
 def load_tuned_segmenter(
-    path: str | Path, progress: Progress | None = None, segmenter: Segmenter | None = None
+    path: str | Path,
+    progress: Progress | None = None,
+    segmenter: Segmenter | None = None,
+    kind: str = "segmentation",
 ) -> LoadedSegmenter:
     """Make the segmenter that a task file names and apply the file to it.
 
     Args:
         segmenter: the segmenter, loaded already; the task that is in it is taken out first.
+        kind: of task that the file must be of.
 
     Raises:
         DeltaError: the file is missing or damaged, is of a classification run, or was made for another segmenter.
         ModelError: the segmenter cannot be had.
     """
     delta = load_task_file(path)
-    if delta.metadata.get("task") != "segmentation" or "backbone" not in delta.metadata:
-        raise DeltaError(f"{path} is no task file of a segmentation run; it does not name a segmenter")
+    if delta.metadata.get("task") != kind or "backbone" not in delta.metadata:
+        raise DeltaError(f"{path} is no task file of a {kind} run; it does not name a segmenter")
     described = delta.metadata["backbone"]
     if segmenter is None:
         plain = segmenter_from_description(described, progress)

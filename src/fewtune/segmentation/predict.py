@@ -52,13 +52,27 @@ def probability_maps(
 
     Logits are resampled to that size bilinearly, then turned into probabilities.
     """
+    maps = logit_maps(segmenter, images, device, batch_size=batch_size, workers=workers, text=text)
+    return (found.sigmoid()[0].cpu().numpy() for found in maps)
+
+
+def logit_maps(
+    segmenter: Segmenter,
+    images: Sequence[Path],
+    device: torch.device,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    text: str = "predict",
+) -> Iterator[torch.Tensor]:
+    """The logits of every pixel of every image, float32 [1 or classes, H, W] at its own size, one image at a time."""
     model = segmenter.model.eval().to(device)
     loader = image_loader(_Inputs(images, segmenter), batch_size, workers=workers)
     for inputs, sizes, _ in shown(loader, text, len(loader)):
         with torch.inference_mode():
             logits = model(inputs.to(device)).float()
             maps = [
-                at_size(one[None], (height, width)).sigmoid()[0, 0].cpu().numpy()
+                at_size(one[None], (height, width))[0]
                 for one, (height, width) in zip(logits, sizes.tolist(), strict=True)
             ]
         yield from maps
@@ -97,7 +111,7 @@ def predict(
     files, faults = (given, {}) if strict else readable(given)
     if not files:
         return with_faults([], given, faults)
-    targets = _targets(files, Path(out))
+    targets = mask_files(files, Path(out))
     task = delta if isinstance(delta, LoadedSegmenter) else load_tuned_segmenter(delta, progress)
     task.require_in_place()
     (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
@@ -128,7 +142,7 @@ def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(pixels * (1 - strength) + np.array(TINT) * strength).astype(np.uint8))
 
 
-def _targets(files: Sequence[Path], out: Path) -> list[Path]:
+def mask_files(files: Sequence[Path], out: Path) -> list[Path]:
     """A mask's file for every image; DataError where two images would write the same one."""
     seen: dict[Path, Path] = {}
     for file in files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,17 +13,19 @@ SIDE, GAP, TEXT = 160, 6, 16
 MISSED, FALSE, HIT = (40, 90, 255), (230, 40, 40), (60, 190, 90)
 """Colours of the errors, RGB: object that was not painted, ground that was painted, object that was painted."""
 COLUMNS = ("image", "truth", "prediction", "errors")
+Legend = Sequence[tuple[str, tuple[int, int, int]]]
+"""Words and the colour that they explain."""
+LEGEND: Legend = (("painted rightly", HIT), ("painted, and is ground", FALSE), ("object, and not painted", MISSED))
+Pictures = tuple[Image.Image, Image.Image, Image.Image, Image.Image]
+"""Of `COLUMNS`."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image with its truth and its mask, both bool [H, W], and its measures in a few words."""
-
-    name: str
-    image: Image.Image
-    truth: np.ndarray
-    painted: np.ndarray
-    words: str
+def of_object(
+    name: str, image: Image.Image, truth: np.ndarray, painted: np.ndarray, words: str
+) -> tuple[str, Pictures]:
+    """The row of one image with the mask of an object and what was painted, both bool [H, W]."""
+    mask = Image.fromarray(np.where(truth, 255, 0).astype(np.uint8)).convert("RGB")
+    return f"{name}    {words}", (image, mask, overlay(image, painted), error_picture(truth, painted))
 
 
 def error_picture(truth: np.ndarray, painted: np.ndarray) -> Image.Image:
@@ -34,28 +35,27 @@ def error_picture(truth: np.ndarray, painted: np.ndarray) -> Image.Image:
     return Image.fromarray(picture)
 
 
-def draw_sheet(samples: Sequence[Sample], caption: str) -> Image.Image:
-    """One row a sample, in the order given: image, truth, prediction (tinted), errors in colour."""
-    rows = [_pictures(sample) for sample in samples]
-    heights = [max(picture.height for picture in row) + TEXT + GAP for row in rows]
+def draw_sheet(rows: Sequence[tuple[str, Pictures]], caption: str, legend: Legend = LEGEND) -> Image.Image:
+    """One row a sample, in the order given: its words, and image, truth, prediction and errors in colour."""
+    fitted = [_fitted_row(pictures) for _, pictures in rows]
+    heights = [max(picture.height for picture in row) + TEXT + GAP for row in fitted]
     size = (len(COLUMNS) * (SIDE + GAP) + GAP, 3 * TEXT + GAP + sum(heights))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    _heading(draw, caption)
+    _heading(draw, caption, legend)
     top = 3 * TEXT + GAP
-    for sample, row, height in zip(samples, rows, heights, strict=True):
+    for (words, _), row, height in zip(rows, fitted, heights, strict=True):
         for column, picture in enumerate(row):
             sheet.paste(picture, (GAP + column * (SIDE + GAP) + (SIDE - picture.width) // 2, top))
-        draw.text((GAP, top + height - TEXT - GAP + 1), f"{sample.name}    {sample.words}", fill="black")
+        draw.text((GAP, top + height - TEXT - GAP + 1), words, fill="black")
         top += height
     return sheet
 
 
-def _heading(draw: ImageDraw.ImageDraw, caption: str) -> None:
+def _heading(draw: ImageDraw.ImageDraw, caption: str, legend: Legend) -> None:
     """What is shown, what the colours mean, what the columns are."""
     draw.text((GAP, 2), caption, fill="black")
     left = GAP
-    legend = (("painted rightly", HIT), ("painted, and is ground", FALSE), ("object, and not painted", MISSED))
     for words, colour in legend:
         draw.rectangle((left, TEXT + 3, left + 9, TEXT + 12), fill=colour)
         draw.text((left + 14, TEXT + 2), words, fill="black")
@@ -64,13 +64,10 @@ def _heading(draw: ImageDraw.ImageDraw, caption: str) -> None:
         draw.text((GAP + column * (SIDE + GAP), 2 * TEXT + 2), title, fill="black")
 
 
-def _pictures(sample: Sample) -> list[Image.Image]:
-    """A sample's row, each picture at its size on the sheet."""
-    truth = Image.fromarray(np.where(sample.truth, 255, 0).astype(np.uint8)).convert("RGB")
-    errors = error_picture(sample.truth, sample.painted)
+def _fitted_row(pictures: Pictures) -> list[Image.Image]:
+    """Each picture at its size on the sheet."""
     smooth, sharp = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
-    row = ((sample.image, smooth), (truth, sharp), (overlay(sample.image, sample.painted), smooth), (errors, sharp))
-    return [_fitted(picture, how) for picture, how in row]
+    return [_fitted(picture, how) for picture, how in zip(pictures, (smooth, sharp, smooth, sharp), strict=True)]
 
 
 def _fitted(picture: Image.Image, how: Image.Resampling) -> Image.Image:

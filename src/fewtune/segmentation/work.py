@@ -103,16 +103,21 @@ def data_of(recipe: Recipe) -> MaskData:
 
 def prepare(recipe: Recipe) -> MaskWork:
     """Load and check images, masks and segmenter; DataError or ModelError where they are not what a recipe needs."""
-    data = data_of(recipe)
+    data = checked(recipe, data_of(recipe))
+    return MaskWork(recipe, data, fresh_segmenter(recipe))
+
+
+def checked(recipe: Recipe, data: MaskData) -> MaskData:
+    """The data as the recipe trains on it; DataError where something is wrong with it."""
     data.check(decode=sum(map(len, data.splits.values())) <= DECODED_FIRST)
     if recipe.train_on == "train+val" and data.val is not None:
         data = replace(data, train=data.train.joined(data.val), val=None)
     log.info("%s", data.summary())
-    return MaskWork(recipe, data, fresh_segmenter(recipe))
+    return data
 
 
-def fresh_segmenter(recipe: Recipe) -> Segmenter:
-    """The recipe's segmenter; the same on every call."""
+def fresh_segmenter(recipe: Recipe, classes: int = 1) -> Segmenter:
+    """The recipe's segmenter, of so many maps of logits; the same on every call."""
     segmenter = load_segmenter(
         recipe.model,
         image_size=recipe.image_size,
@@ -120,6 +125,7 @@ def fresh_segmenter(recipe: Recipe) -> Segmenter:
         architecture=recipe.arch,
         drop_path=recipe.drop_path,
         seed=recipe.seed,
+        classes=classes,
         progress=log.info,
     )
     if recipe.checkpoint_activations:

@@ -23,6 +23,7 @@ def load_segmenter(
     architecture: str | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
+    classes: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Segmenter:
     """A segmenter by name.
@@ -37,6 +38,7 @@ def load_segmenter(
         architecture: for "file:" the model whose weights the file holds.
         drop_path: rate of stochastic depth, for the models that have it.
         seed: of a fresh decoder; the caller's random state is not touched.
+        classes: maps of logits that it draws: 1, of the object, or one for each class.
         progress: told in words what slow work goes on (downloads).
 
     Raises:
@@ -46,12 +48,18 @@ def load_segmenter(
         raise ConfigError(f"image_size must be at least 1 px, not {image_size}")
     options: dict[str, Any] = {"image_size": image_size, "pretrained": pretrained, "drop_path": drop_path, "seed": seed}
     if (config := _sam(source, architecture)) is not None:
+        if classes > 1:
+            raise ModelError(
+                f"{source} draws one mask and the task has {classes} classes: take demo:vit-small-saliency, or a "
+                "backbone such as timm:NAME, which gets a linear decoder"
+            )
         segmenter = _load_sam(source, config, **options)
     elif source == f"demo:{saliency.NAME}":
-        segmenter = saliency.load_saliency(progress=progress, **options)
+        segmenter = saliency.load_saliency(progress=progress, classes=classes, **options)
     else:
-        segmenter = load_linear(source, architecture=architecture, progress=progress, **options)
-    return replace(segmenter, arguments=options | ({"architecture": architecture} if architecture else {}))
+        segmenter = load_linear(source, architecture=architecture, progress=progress, classes=classes, **options)
+    said = {"architecture": architecture} if architecture else {}
+    return replace(segmenter, arguments=options | said | ({"classes": classes} if classes > 1 else {}))
 
 
 def _sam(source: str, architecture: str | None) -> Any:

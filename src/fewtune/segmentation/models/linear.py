@@ -27,11 +27,11 @@ class LinearSegmenter(nn.Module):
         channels: of that map.
     """
 
-    def __init__(self, backbone: nn.Module, feature_map: FeatureMap, channels: int) -> None:
+    def __init__(self, backbone: nn.Module, feature_map: FeatureMap, channels: int, classes: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_map = feature_map
-        self.decoder = nn.Conv2d(channels, 1, kernel_size=1)
+        self.decoder = nn.Conv2d(channels, classes, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.decoder(self.feature_map(self.backbone, images))
@@ -53,7 +53,7 @@ class LinearSegmenter(nn.Module):
             backbone.gradient_checkpointing_disable()
 
 
-def load_linear(source: str, *, architecture: str | None, seed: int, **options: Any) -> Segmenter:
+def load_linear(source: str, *, architecture: str | None, seed: int, classes: int = 1, **options: Any) -> Segmenter:
     """The backbone `source` of `fewtune.models.load_backbone`, its classifier cut off, with a fresh linear decoder.
 
     Raises:
@@ -68,7 +68,7 @@ def load_linear(source: str, *, architecture: str | None, seed: int, **options: 
     backbone, feature_map = loaded.features.body(loaded.model), loaded.features.last_map
     channels = _channels(backbone, feature_map, loaded.image_size, loaded.source)
     with seeded(seed):
-        model = LinearSegmenter(backbone, feature_map, channels)
+        model = LinearSegmenter(backbone, feature_map, channels, classes)
     initialise_head(model, ("decoder",), seed)
     return Segmenter(
         model=model.eval(),

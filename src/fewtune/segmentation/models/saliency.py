@@ -67,9 +67,17 @@ class SaliencySegmenter(nn.Module):
 
 
 def load_saliency(
-    *, image_size: int | None, pretrained: bool, drop_path: float, seed: int, progress: Progress | None = None
+    *,
+    image_size: int | None,
+    pretrained: bool,
+    drop_path: float,
+    seed: int,
+    classes: int = 1,
+    progress: Progress | None = None,
 ) -> Segmenter:
     """The demo segmenter; its position grid is resampled for other sizes as the graph does it.
+
+    With more than one map of logits, the decoder's last convolution is a fresh one.
 
     Raises:
         ModelError: the image size is no multiple of the patch size.
@@ -87,6 +95,10 @@ def load_saliency(
         model.decoder.load_state_dict(cached(f"{NAME}-decoder", DEMO.wheel, DEMO.member, decoder_state, progress))
     else:
         initialise_head(model, ("decoder",), seed)
+    if classes > 1:
+        with seeded(seed):
+            model.decoder.final_conv = nn.Conv2d(WIDTHS[-1], classes, kernel_size=1)
+        initialise_head(model, ("decoder.final_conv",), seed)
     return Segmenter(
         model=model.eval(),
         source=f"demo:{NAME}",

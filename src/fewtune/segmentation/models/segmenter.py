@@ -13,7 +13,8 @@ class Segmenter:
     """A model, in eval mode, and all that is needed to make it again."""
 
     model: nn.Module
-    """images [batch, 3, image_size, image_size] -> mask logits [batch, 1, h, w], at the model's own resolution."""
+    """images [batch, 3, image_size, image_size] -> mask logits [batch, 1 or classes, h, w], at the model's own
+    resolution."""
     source: str
     """Where it came from, with its prefix: "hf:facebook/sam-vit-base"."""
     head: tuple[str, ...]

@@ -1,0 +1,177 @@
+"""Score masks of several classes at the images' own sizes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fewtune.data import load_class_masks
+from fewtune.data.class_masks import ClassMaskSplit
+from fewtune.data.load import limited_masks
+from fewtune.errors import DataError, Progress
+from fewtune.metrics import paired_bootstrap, percent
+from fewtune.segmentation.models import Segmenter
+from fewtune.segmentation.sheet import FALSE, HIT, Legend, draw_sheet
+from fewtune.semantic.metrics import SemanticReport, confusion_of, dice_of_image, report
+from fewtune.semantic.predict import class_maps, coloured, load, tinted
+from fewtune.training.loaders import pick_device
+from fewtune.training.seen import chosen
+from fewtune.training.task import Comparison, Rows, columns
+
+COLUMNS = {"file", "dice", "accuracy"}
+"""Of a file of scored masks of several classes."""
+LEGEND: Legend = (("the right class", HIT), ("another class", FALSE))
+SKIPPED = (90, 90, 90)
+"""Colour of pixels that do not count, RGB."""
+
+
+@dataclass(frozen=True)
+class SemanticEvaluation:
+    """The measures, one row for every image, and what scored them."""
+
+    report: SemanticReport | None
+    """Of images that the task has not seen; None where there are none."""
+    rows: Rows
+    segmenter: Segmenter
+    split: ClassMaskSplit
+    training: SemanticReport | None = None
+    """Of images that were trained on or chose the epoch, where they were asked for."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """How the images were chosen."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The measures; those of training images apart, and how the images were chosen."""
+        return {
+            **(self.report.to_json() if self.report else {}),
+            **({"training_images": self.training.to_json()} if self.training else {}),
+            **({"data": self.told} if self.told else {}),
+        }
+
+    def tables(self) -> list[Rows]:
+        """The measures of all images and of every class, then the same of training images."""
+        titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
+        return [table for found, title in titled if found for table in found.tables(title)]
+
+    def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
+        """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
+        from fewtune.data.masks import save_png
+
+        rows = sorted(self.rows, key=lambda row: row["dice"])[:count]
+        caption = f"the worst {len(rows)} of {len(self.rows)} images by the mean Dice of their classes"
+        save_png(draw_worst(self.segmenter, self.split, rows, caption, accelerator), path)
+
+
+def evaluate(
+    data: str,
+    *,
+    delta: str | Path,
+    split: Literal["test", "val", "train", "all"] = "test",
+    batch_size: int = 1,
+    workers: int = 0,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    include_training: bool = False,
+    **data_options: Any,
+) -> SemanticEvaluation:
+    """IoU and Dice of a task file, by class and of all (see `fewtune.semantic.metrics`).
+
+    Args:
+        data: as in `fewtune.data.load_class_masks`, with its options in `data_options`.
+        delta: the task file; it names its segmenter and its classes.
+        split, include_training: as in `fewtune.segmentation.evaluate.evaluate`.
+
+    Raises:
+        DataError: the data has no such split or other classes, or an image or mask is not good.
+    """
+    task = load(delta, progress)
+    metadata = task.delta.metadata
+    read = partial(load_class_masks, ignore=metadata["recipe"]["ignore"], names=metadata["class_names"])
+    found = chosen(
+        read, data, split, metadata, limited_masks, include_training=include_training, progress=progress, **data_options
+    )
+    device, names = pick_device(accelerator), tuple(metadata["class_names"])
+    options = {"batch_size": batch_size, "workers": workers}
+    fresh = score(task.segmenter, found.fresh, names, device, **options) if found.fresh is not None else None
+    trained = score(task.segmenter, found.trained, names, device, **options) if found.trained is not None else None
+    images = found.fresh or found.trained
+    assert images is not None
+    rows = (fresh or trained or (None, []))[1]
+    return SemanticEvaluation(
+        fresh[0] if fresh else None, rows, task.segmenter, images, trained[0] if trained else None, found.told
+    )
+
+
+def score(
+    segmenter: Segmenter, split: ClassMaskSplit, names: tuple[str, ...], device: torch.device, **options: Any
+) -> tuple[SemanticReport, Rows]:
+    """The report, and one row an image: file, mean Dice of its classes, share of its pixels that are right."""
+    maps = class_maps(segmenter, split.images, device, text="score", **options)
+    confusions = [confusion_of(found, split.mask(index), len(names), split.ignore) for index, found in enumerate(maps)]
+    rows = [
+        {
+            "file": name,
+            "dice": round(dice_of_image(one), 8),
+            "accuracy": round(float(np.trace(one) / max(1, one.sum())), 8),
+        }
+        for name, one in zip(split.names, confusions, strict=True)
+    ]
+    return report(confusions, names), rows
+
+
+def draw_worst(
+    segmenter: Segmenter, split: ClassMaskSplit, rows: Sequence[Any], caption: str, accelerator: str = "auto"
+) -> Image.Image:
+    """The sheet of some scored images, in the order of `rows` (file, dice)."""
+    places = {name: index for index, name in enumerate(split.names)}
+    order = [places[row["file"]] for row in rows]
+    maps = class_maps(segmenter, [split.images[i] for i in order], pick_device(accelerator))
+    samples = []
+    for row, index, found in zip(rows, order, maps, strict=True):
+        image, truth = split.image(index), split.mask(index)
+        skipped = truth == split.ignore
+        errors = np.where((found == truth)[..., None], HIT, FALSE).astype(np.uint8)
+        errors[skipped] = SKIPPED
+        shown = coloured(np.where(skipped, 0, truth))
+        pictures = (image, shown, tinted(image, found), Image.fromarray(errors))
+        samples.append((f"{row['file']}    mean Dice {float(row['dice']):.3f}", pictures))
+    return draw_sheet(samples, caption, LEGEND)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a CSV file has the columns of scored masks of several classes."""
+    return set(columns(path)) == COLUMNS
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Mean over images of the second file's Dice and share of right pixels minus the first's (paired bootstrap)."""
+    one, two = _read(first), _read(second)
+    if set(one) != set(two):
+        only = sorted(set(one) ^ set(two))
+        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
+    titles = {"dice": "mean Dice of an image's classes", "accuracy": "pixels that are right"}
+    found = {
+        key: paired_bootstrap(*(np.array([float(rows[name][key]) for name in sorted(one)]) for rows in (one, two)))
+        for key in titles
+    }
+    values = {name: asdict(interval) for name, interval in found.items()}
+    title = f"{second} minus {first}"
+    rows = [{title: titles[key], "in %, 95 % interval": percent(value)} for key, value in values.items()]
+    return Comparison(found, rows, values)
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    """File name -> row; DataError where the file is missing or is none."""
+    if not recognises(path):
+        raise DataError(
+            f"{path} must be a CSV file with the columns {', '.join(sorted(COLUMNS))}, as evaluate writes it"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}

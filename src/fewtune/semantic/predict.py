@@ -1,0 +1,89 @@
+"""Masks of several classes, at the images' own sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fewtune.data.class_masks import palette, save_class_mask
+from fewtune.data.images import image_files, open_image, readable, with_faults
+from fewtune.data.masks import save_png
+from fewtune.errors import Progress
+from fewtune.segmentation.loaded import LoadedSegmenter, load_tuned_segmenter
+from fewtune.segmentation.models import Segmenter
+from fewtune.segmentation.predict import logit_maps, mask_files
+from fewtune.training.loaders import pick_device
+
+KIND = "semantic-segmentation"
+STRENGTH = 0.5
+"""Of the colour of a class over the image."""
+
+
+def load(path: str | Path, progress: Progress | None = None, backbone: Any = None) -> LoadedSegmenter:
+    """A task file with its segmenter; see `fewtune.segmentation.loaded.load_tuned_segmenter`."""
+    return load_tuned_segmenter(path, progress, backbone, KIND)
+
+
+def class_maps(
+    segmenter: Segmenter, images: Sequence[Path], device: torch.device, **options: Any
+) -> Iterator[np.ndarray]:
+    """The most probable class of every pixel, uint8 [H, W] at each image's own size; options as in `logit_maps`."""
+    maps = logit_maps(segmenter, images, device, **options)
+    return (found.argmax(0).to(torch.uint8).cpu().numpy() for found in maps)
+
+
+def predict(
+    delta: str | Path | LoadedSegmenter,
+    images: Iterable[str | Path],
+    out: str | Path,
+    *,
+    overlays: bool = True,
+    batch_size: int = 1,
+    workers: int = 0,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    strict: bool = True,
+) -> list[dict[str, Any]]:
+    """Draw the mask of every image with nothing but a task file: a PNG of class numbers with a palette.
+
+    The arguments and errors are those of `fewtune.segmentation.predict.predict`.
+
+    Returns:
+        One row for every image: file, mask, width, height, and the share of the pixels of every class.
+    """
+    given = image_files(images)
+    files, faults = (given, {}) if strict else readable(given)
+    if not files:
+        return with_faults([], given, faults)
+    targets = mask_files(files, Path(out))
+    task = delta if isinstance(delta, LoadedSegmenter) else load(delta, progress)
+    task.require_in_place()
+    names = task.delta.metadata["class_names"]
+    (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
+    rows = []
+    maps = class_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
+    for file, target, found in zip(files, targets, maps, strict=True):
+        save_class_mask(found, target)
+        if overlays:
+            save_png(tinted(open_image(file), found), target.parent / "overlays" / target.name)
+        shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
+        each = {f"share({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+        rows.append({"file": str(file), "mask": str(target), "width": found.shape[1], "height": found.shape[0], **each})
+    return with_faults(rows, given, faults)
+
+
+def coloured(classes: np.ndarray) -> Image.Image:
+    """Class numbers [H, W] in the colours of the palette, RGB."""
+    return Image.fromarray(np.array(palette(), dtype=np.uint8)[classes])
+
+
+def tinted(image: Image.Image, classes: np.ndarray) -> Image.Image:
+    """The image with the colour of each pixel's class over it; class 0, the ground as a rule, is left as it is."""
+    pixels, colours = np.asarray(image).astype(np.float32), np.asarray(coloured(classes)).astype(np.float32)
+    strength = np.where(classes > 0, STRENGTH, 0.0)[..., None]
+    return Image.fromarray(np.rint(pixels * (1 - strength) + colours * strength).astype(np.uint8))
