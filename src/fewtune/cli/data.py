@@ -50,6 +50,22 @@ def info(key: Key, as_json: AsJson = False) -> None:
         print(f"{name:<14}{value}")
 
 
+@app.command("shard")
+def shard(
+    data: Annotated[str, typer.Argument(help="Class folders, a CSV file or a data set's name.")],
+    out: Annotated[Path, typer.Option(help="The folder for the shards.")],
+    images: Annotated[int, typer.Option(min=1, help="Of each shard.")] = 1000,
+) -> None:
+    """Write a data set as WebDataset's shards, tar files, from which `data=wds:FOLDER` trains to the same numbers."""
+    from fewtune.data import load_data
+    from fewtune.data.shards import write_shards
+
+    if out.exists() and any(out.iterdir()):
+        raise typer.BadParameter(f"{out} is not empty; choose another --out")
+    written = write_shards(load_data(data, val_fraction=0), out, images)
+    print(f"{out}: {len(written)} shards, {sum(path.stat().st_size for path in written):,} bytes")
+
+
 @app.command("check")
 def check(
     key: Annotated[str, typer.Argument(help="A data set's key, or a folder or CSV file of your own.")],

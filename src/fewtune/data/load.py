@@ -19,6 +19,7 @@ from fewtune.data.formats.masks import LOOKED, MASKS, by_hash
 from fewtune.data.listing import Expected, Listing
 from fewtune.data.masks import MaskData, MaskSplit
 from fewtune.data.sampling import complement, few_of_each, stratified
+from fewtune.data.shards import shard_data
 from fewtune.data.split import ImageData, Split, image_data, refuse, split_of
 from fewtune.errors import DataError
 
@@ -41,7 +42,7 @@ def load_data(
             train/val/test or not), a CSV file with the columns path and label (and split), a VTAB-1k task
             (train800.txt, …), an FGVC task (train.json, …); or "task:KEY?root=FOLDER" (a declared data set, see
             `fewtune data list`), "torchvision:NAME[?root=FOLDER]", "hf:ID[?image=COLUMN&label=COLUMN]",
-            "demo:textile", "demo:digits".
+            "demo:textile", "demo:digits"; "wds:SHARDS", a folder of WebDataset's tar files or their paths with braces.
         seed: of all draws. Draws are stratified; every class keeps an image for training.
         val_fraction: where the data has no validation split, this share of the training images becomes one; 0: none.
         test_fraction: where the data has no test split, this share of all images becomes one, drawn first; None: the
@@ -174,6 +175,8 @@ def _by_name_or_path(spec: str | Path, progress: Callable[[str], None] | None) -
             return libraries.hf_data(name, progress)
         case ("demo", ":", name):
             return libraries.demo_data(name, progress)
+        case ("wds", ":", name):
+            return shard_data(name, progress)
     path = Path(spec).expanduser()
     if not path.exists():
         raise DataError(_missing(path))
