@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 from fewtune.errors import DataError
 
@@ -31,6 +30,8 @@ def proportion(right: int, images: int, *, level: float = 0.95) -> Interval:
 
     Of n right among n it is not [1, 1], as a bootstrap's would be.
     """
+    from scipy.stats import binomtest  # half a second, which a prediction need not wait for
+
     if images == 0:
         raise DataError("there are no predictions to measure")
     found = binomtest(right, images).proportion_ci(level, method="wilson")

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from fewtune.classification.loaded import LoadedClassifier, load_classifier
 from fewtune.data import Split
 from fewtune.data.images import image_files, readable, with_faults
-from fewtune.errors import Progress
-from fewtune.models import logits
+from fewtune.errors import DataError, Progress
+from fewtune.models import channels_last, logits
 from fewtune.progress import shown
 from fewtune.training.loaders import image_loader, pick_device
 
@@ -24,7 +24,7 @@ def predict(
     images: Iterable[str | Path],
     *,
     batch_size: int = 32,
-    workers: int = 0,
+    workers: int | None = None,
     accelerator: str = "auto",
     progress: Progress | None = None,
     strict: bool = True,
@@ -35,6 +35,7 @@ def predict(
         delta: the task file; its backbone, input size, normalisation and class names are read from it. Or the task
             that was loaded from it.
         images: image files, and folders that are searched for images.
+        workers: processes that decode images; left out, one a core where there are many images.
         strict: refuse all where one image cannot be read. Else its row says why in the column `error`, which is there
             only then, and the others are predicted.
 
@@ -60,13 +61,22 @@ def predicted_with(
     *,
     strict: bool,
 ) -> list[dict[str, Any]]:
-    """One row for every image: what `answer` says of the readable ones; nothing is loaded where there is none."""
-    given = image_files(images)
-    files, faults = (given, {}) if strict else readable(given)
-    if not files:
-        return with_faults([], given, faults)
-    split = Split(records=files, labels=[0] * len(files), names=[str(file) for file in files])
-    return with_faults(answer(split, pick_device(accelerator)), given, faults)
+    """One row for every image: what `answer` says of the readable ones.
+
+    Which these are is asked only where one could not be read, since it takes decoding all of them once more.
+    """
+    given, device = image_files(images), pick_device(accelerator)
+    try:
+        return answer(_split(given), device)
+    except DataError:
+        files, faults = ([], {}) if strict else readable(given)
+        if not faults:
+            raise
+    return with_faults(answer(_split(files), device) if files else [], given, faults)
+
+
+def _split(files: Sequence[Path]) -> Split:
+    return Split(records=files, labels=[0] * len(files), names=[str(file) for file in files])
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -82,7 +92,7 @@ def probabilities(
     of_logits: Callable[[Tensor], Tensor] = _softmax,
 ) -> tuple[Tensor, Tensor]:
     """Probabilities [N, C] (float32, on the CPU) and labels [N, …] of a loader's images, in its order."""
-    model.eval().to(device)
+    channels_last(model.eval().to(device))
     found, labels = [], []
     for images, wanted, _ in shown(loader, text, len(loader)):
         found.append(of_logits(logits(model(images.to(device))).float()).cpu())
@@ -95,10 +105,10 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     """One row an image: file, label where it is known, prediction, its probability, then each class's."""
     rows = []
-    for i, (name, row) in enumerate(zip(names, found, strict=True)):
-        best = int(row.argmax())
+    columns = [f"p({label})" for label in class_names]
+    for i, (name, row, best) in enumerate(zip(names, found.tolist(), found.argmax(1).tolist(), strict=True)):
         own = {} if labels is None else {"label": class_names[labels[i]]}
-        each = {f"p({label})": round(float(p), 6) for label, p in zip(class_names, row, strict=True)}
-        probability = round(float(row[best]), 6)
+        each = dict(zip(columns, (round(p, 6) for p in row), strict=True))
+        probability = round(row[best], 6)
         rows.append({"file": str(name), **own, "prediction": class_names[best], "probability": probability, **each})
     return rows

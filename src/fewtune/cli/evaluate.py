@@ -36,7 +36,7 @@ def evaluate(
     ] = False,
     limit_test: Annotated[int | None, typer.Option(help="At most so many test images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Left out: 32, and 1 for masks.")] = None,
-    workers: int = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; left out: as pays.")] = None,
     accelerator: str = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
@@ -57,10 +57,12 @@ def evaluate(
     if (delta is None and model is None) or data is None:
         raise typer.BadParameter("give --delta and --data, or --compare and two files of predictions")
     options: dict[str, Any] = {
-        "split": split, "batch_size": batch_size, "workers": workers, "accelerator": accelerator,
+        "split": split, "batch_size": batch_size, "accelerator": accelerator,
         "progress": logging.getLogger("fewtune").info, "seed": seed, "test_fraction": test_fraction,
         "limit_test": limit_test, "include_training": include_training,
     }  # fmt: skip
+    if workers is not None:
+        options["workers"] = workers
     origin = None
     if delta is not None:
         found_file = resolve(delta)

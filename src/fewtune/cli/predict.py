@@ -20,7 +20,7 @@ def predict(
     ] = None,
     overlays: Annotated[bool, typer.Option(help="For masks: also each image with its object tinted.")] = True,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Left out: 32, and 1 for masks.")] = None,
-    workers: int = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; left out: as pays.")] = None,
     accelerator: str = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Predict nothing where one image cannot be read.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON and not CSV.")] = False,
@@ -63,7 +63,8 @@ def predict(
         if not in_json:  # classes differ from task to task, which a table cannot hold
             rows = [{key: value for key, value in row.items() if key != "probabilities"} for row in rows]
     else:
-        rows = task.predict(delta, images, workers=workers, strict=strict, **options)
+        decoding = {} if workers is None else {"workers": workers}
+        rows = task.predict(delta, images, strict=strict, **options, **decoding)
     text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if in_json else csv_text(rows)
     if out is None or task.draws:
         print(text, end="")

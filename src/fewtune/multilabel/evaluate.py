@@ -30,7 +30,7 @@ def evaluate(
     delta: str | Path,
     split: Literal["test", "val", "train", "all"] = "test",
     batch_size: int = 32,
-    workers: int = 0,
+    workers: int | None = None,
     accelerator: str = "auto",
     progress: Progress | None = None,
     include_training: bool = False,

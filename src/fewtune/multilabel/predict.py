@@ -45,7 +45,7 @@ def predict(
     images: Iterable[str | Path],
     *,
     batch_size: int = 32,
-    workers: int = 0,
+    workers: int | None = None,
     accelerator: str = "auto",
     progress: Progress | None = None,
     strict: bool = True,

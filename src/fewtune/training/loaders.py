@@ -5,6 +5,7 @@ So a resumed run, any number of loading workers and any number of processes see 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from fewtune.errors import DataError
+
+WORTH_WORKERS = 8
+"""Batches from which on processes that decode are worth their start."""
 
 
 class EpochSampler(DistributedSampler):
@@ -76,13 +82,37 @@ def image_loader(
     seed: int = 0,
     epoch: int = 0,
     shuffle: bool = False,
-    workers: int = 0,
+    workers: int | None = 0,
     world: int = 1,
     rank: int = 0,
 ) -> DataLoader:
-    """Batches (images, labels, indices) of a split, this process's share of them; see `keyed_loader`."""
+    """Batches (images, labels, indices) of a split, this process's share of them; see `keyed_loader`.
+
+    workers: processes that decode; None leaves it to `decoding_workers`, which is right for images that are seen once.
+    """
+    if workers is None:
+        workers = decoding_workers(len(split), batch_size)
     shared: dict[str, Any] = {"shuffle": shuffle, "workers": workers, "world": world, "rank": rank}
     return keyed_loader(SeededImages(split, seed), batch_size, seed=seed, epoch=epoch, **shared)
+
+
+class ImageLoader(DataLoader):
+    """A DataLoader that says what is wrong with an image in one line, wherever the image was decoded."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except DataError as error:  # that of a worker process holds its whole traceback
+            text = str(error).strip().rpartition(f"{DataError.__name__}: ")[2]
+            raise DataError(text.strip()) from error
+
+
+def decoding_workers(images: int, batch_size: int) -> int:
+    """Processes that decode images which are seen once: one a core, at most 8; none for a few batches, which would be
+    over before the processes have begun, or on a single core."""
+    available = getattr(os, "sched_getaffinity", None)
+    cores = len(available(0)) if available else os.cpu_count() or 1
+    return min(cores, 8) if cores > 1 and images >= WORTH_WORKERS * batch_size else 0
 
 
 def keyed_loader(
@@ -103,7 +133,7 @@ def keyed_loader(
     """
     sampler = EpochSampler(items, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
     sampler.set_epoch(epoch)
-    return DataLoader(
+    return ImageLoader(
         items,
         batch_size=batch_size,
         sampler=sampler,
