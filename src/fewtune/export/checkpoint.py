@@ -91,7 +91,7 @@ def _write_transformers(tuned: Tuned, folder: Path) -> None:
     from transformers.image_utils import PILImageResampling
 
     model: Any = tuned.model
-    names, side = tuned.task.class_names, tuned.image_size
+    names, side = tuned.class_names, tuned.image_size
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: number for number, name in enumerate(names)}
     model.save_pretrained(folder)
@@ -132,7 +132,7 @@ def _torchvision_call(tuned: Tuned) -> tuple[str, dict[str, int]]:
     backbone = tuned.task.backbone
     name = str(backbone.arguments.get("architecture") or backbone.source).partition(":")[2]
     size = {"image_size": tuned.image_size} if name.startswith("vit_") else {}
-    return name, {"num_classes": len(tuned.task.class_names), **size}
+    return name, {"num_classes": len(tuned.class_names), **size}
 
 
 def _load_torchvision(tuned: Tuned, folder: Path) -> nn.Module:

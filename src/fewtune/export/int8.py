@@ -62,13 +62,13 @@ def labelled(tuned: Tuned, data: str, progress: Progress | None = None, **option
 
 def _ready(tuned: Tuned, class_names: Sequence[str], split: Split) -> Split:
     """The split with the task's class numbers and its transform."""
-    known = tuned.task.class_names
+    known = tuned.class_names
     if unknown := [name for name in class_names if name not in known]:
         raise DataError(f"the data has classes that the task does not know: {', '.join(unknown[:5])}")
     labels = [known.index(class_names[label]) for label in split.labels if isinstance(label, int)]
     if len(labels) < len(split):
         raise DataError("the data gives an image several classes; accuracy is of images of one class each")
-    return replace(split, labels=labels).with_transform(tuned.task.transform)
+    return replace(split, labels=labels).with_transform(tuned.transform)
 
 
 def accuracy(file: Path, split: Split) -> float:

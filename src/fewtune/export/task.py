@@ -68,13 +68,15 @@ def export_task(
 
     Raises:
         ConfigError: a format or a path that does not fit.
-        DeltaError: the file is missing or damaged, or not of a classification run.
+        DeltaError: the file is missing or damaged.
         ExportError: the model cannot be exported, or the exported one predicts something else.
         TuningError: a checkpoint was asked for, and the method's modules cannot be merged.
     """
     out = Path(out)
     form = _format(to, out, int8, data)
     task = tuned(Path(file), progress)
+    if task.draws_masks:
+        _fits_masks(to, data)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         written = Path(scratch) / f"model{form.suffix}"
@@ -110,6 +112,16 @@ def _format(to: str, out: Path, int8: bool, data: str | None) -> Format:
     if data is not None and not int8:
         raise ConfigError("--data measures what --int8 costs; without --int8 leave it out")
     return form
+
+
+def _fits_masks(to: str, data: str | None) -> None:
+    if to == "checkpoint":
+        raise ConfigError(
+            "a segmenter is no model of timm or transformers, so it has no checkpoint of theirs: take --to onnx or "
+            "torch-export, or `fewtune delta export` for the bare weights"
+        )
+    if data is not None:
+        raise ConfigError("--data measures the accuracy of classes, and this task draws masks; leave --data out")
 
 
 def _put(written: Path, out: Path) -> int:

@@ -15,17 +15,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fewtune.classification.checkpoints import untrained
-from fewtune.classification.loaded import LoadedClassifier, load_classifier
+from fewtune.classification.loaded import LoadedClassifier
+from fewtune.data.mask_transforms import Input
 from fewtune.errors import ExportError, Progress, TuningError
 from fewtune.models import backbone_from_description, logits
+from fewtune.segmentation.loaded import LoadedSegmenter
+from fewtune.segmentation.models import segmenter_from_description
+from fewtune.tasks import load_task
 
 BATCHES = (1, 7)
 """Batch sizes of the check."""
 TOLERANCE = 1e-4
 """Of the logits, relative to the largest where that is over 1."""
 
+CLASSES = "one logit a class"
+MASK = "the logits of one mask, at the model's own resolution; resize them to the image's size before the sigmoid"
+
 Run = Callable[[Tensor], Tensor]
-"""Images [B, 3, S, S], as the task's transform gives them, to logits [B, C]."""
+"""Images [B, 3, S, S], as the task's transform gives them, to logits [B, C]; of masks [B, 1, h, w]."""
 
 
 class Logits(nn.Module):
@@ -45,33 +52,45 @@ class Tuned:
 
     model: the plain model with the task in it; it has the method's modules only where they cannot be merged.
     merged: whether it is plain.
+    transform: PIL RGB image -> tensor [3, S, S], as the task prepares it.
+    square: whether an image is resized to a square; else its shorter side is resized and the centre cropped.
+    crop_pct: what its shorter side is resized by: to S / crop_pct.
+    outputs: what the logits mean.
     """
 
-    task: LoadedClassifier
+    task: LoadedClassifier | LoadedSegmenter
     model: nn.Module
     merged: bool
+    transform: Callable[[Image.Image], Tensor]
+    square: bool
+    crop_pct: float
+    outputs: str
 
     @property
     def image_size(self) -> int:
         return self.task.backbone.image_size
 
     @property
-    def square(self) -> bool:
-        """Whether an image is resized to a square; else its shorter side is resized and the centre cropped."""
-        return self.task.delta.metadata.get("transform", "none") in ("plain", "flip")
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(str, self.task.delta.metadata["class_names"]))
+
+    @property
+    def draws_masks(self) -> bool:
+        return isinstance(self.task, LoadedSegmenter)
 
     def inputs(self) -> dict[str, Any]:
         """What must be done to an image, and what the outputs mean; JSON values by name."""
         backbone = self.task.backbone
         return {
-            "class_names": list(self.task.class_names),
+            "class_names": list(self.class_names),
             "image_size": backbone.image_size,
             "resize": "square" if self.square else "shorter side, then centre crop",
-            "crop_pct": 1.0 if self.square else backbone.crop_pct,
+            "crop_pct": 1.0 if self.square else self.crop_pct,
             "interpolation": backbone.interpolation,
             "mean": list(backbone.mean),
             "std": list(backbone.std),
             "channels": "RGB, pixels / 255",
+            "outputs": self.outputs,
             "backbone": backbone.source,
             "method": self.task.delta.metadata.get("method", ""),
             "fewtune": version("fewtune"),
@@ -89,7 +108,7 @@ class Tuned:
         rng = np.random.default_rng(count)
         size = self.image_size + 16
         noise = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-        return torch.stack([self.task.transform(Image.fromarray(pixels)) for pixels in noise])
+        return torch.stack([self.transform(Image.fromarray(pixels)) for pixels in noise])
 
     @torch.inference_mode()
     def check(self, run: Run, what: str) -> float:
@@ -118,17 +137,34 @@ def tuned(file: Path, progress: Progress | None = None) -> Tuned:
     """Load a task file's model, with the method's modules merged into its weights where that can be.
 
     Raises:
-        DeltaError: the file is missing or damaged, or not of a classification run.
+        DeltaError: the file is missing or damaged, or says nothing of its backbone.
         ModelError: the backbone cannot be had.
+        ExportError: it is of a kind of task that is not exported.
     """
-    task = load_classifier(file, progress)
+    task = load_task(file, progress)
+    match task:
+        case LoadedClassifier():
+            square = task.delta.metadata.get("transform", "none") in ("plain", "flip")
+            read: Any = (task.transform, square, task.backbone.crop_pct, CLASSES)
+        case LoadedSegmenter():
+            prepared = Input(task.backbone)
+            read = (lambda image: prepared(image)[0], True, 1.0, MASK)
+        case _:
+            raise ExportError(f"{file} is of a kind of task that is not exported; export classifiers and segmenters")
     if task.tuner is None:
-        return Tuned(task, task.backbone.model, merged=True)
+        return Tuned(task, task.backbone.model, True, *read)
     try:
         state = task.plain_state_dict()
     except TuningError:
-        return Tuned(task, task.backbone.model, merged=False)
-    description = untrained(task.backbone.describe())
-    model = backbone_from_description(description, len(task.class_names)).model
+        return Tuned(task, task.backbone.model, False, *read)
+    model = _untuned(task)
     model.load_state_dict(state)
-    return Tuned(task, model, merged=True)
+    return Tuned(task, model.eval(), True, *read)
+
+
+def _untuned(task: LoadedClassifier | LoadedSegmenter) -> nn.Module:
+    """A fresh model of the same architecture, whose weights are of no account."""
+    description = untrained(task.backbone.describe())
+    if isinstance(task, LoadedSegmenter):
+        return segmenter_from_description(description).model
+    return backbone_from_description(description, len(task.class_names)).model
