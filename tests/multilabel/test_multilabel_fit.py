@@ -160,6 +160,13 @@ def test_from_the_shell(run: Result, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)[0]["predictions"] is not None
 
 
+def test_what_lies_below_the_reach_is_kept_with_every_label(run: Result, tmp_path: Path) -> None:
+    settings = SETTINGS | {"reach": 2, "epochs": 2, "limit_train": 24}
+    plain = fit(tiny_recipe(run.metrics["data"], **settings), tmp_path / "plain")
+    kept = fit(tiny_recipe(run.metrics["data"], **settings, keep_prefix="float32"), tmp_path / "kept")
+    assert kept.metrics["validation"]["map"] == pytest.approx(plain.metrics["validation"]["map"], abs=1e-3)
+
+
 @pytest.mark.parametrize("objective", ["supcon", "cross_entropy"])
 def test_both_objectives_select(run: Result, objective: str) -> None:
     from fewtune.training.tuners import score

@@ -97,6 +97,10 @@ def test_the_report_names_the_classes_and_shows_the_worst_masks(run: Result, tmp
     assert "mean IoU over classes" in page
     assert all(f'<th scope="row">{name}</th>' in page for name in NAMES)
     assert 'class="sheet"' in page
+    short = SETTINGS | {"epochs": 1, "method": "bias"}
+    other = fit(tiny_recipe(run.metrics["data"], **short), tmp_path / "bias")
+    page = write_report([other.folder.path, run.folder.path], tmp_path / "both.html").read_text()
+    assert f"{run.folder.path.name} minus bias" in page
 
 
 def test_from_the_shell(run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +176,9 @@ def test_the_segmenters_name_without_the_task_says_what_to_add(tmp_path: Path) -
 
     with pytest.raises(ModelError, match=r"is a segmenter.*add task=segmentation"):
         prepare(tiny_recipe(tmp_path, model="demo:vit-small-saliency"))
+    several = load_segmenter("demo:vit-small-saliency", pretrained=False, classes=3, image_size=28)
+    assert several.model(torch.zeros(1, 3, 28, 28)).shape == (1, 3, 16, 16)
+    assert several.describe()["arguments"]["classes"] == 3
     with pytest.raises(ModelError, match="draws one mask and the task has 3 classes"):
         load_segmenter("sam:vit-b", pretrained=False, classes=3)
 

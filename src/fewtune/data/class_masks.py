@@ -67,14 +67,14 @@ class ClassMaskSplit(MaskSplit):
 
     def mask(self, index: int) -> np.ndarray:
         """The class numbers, uint8 [H, W], at the mask's own size; DataError for one that is no class."""
-        found = open_class_mask(self.labels[index])
-        strange = found[(found >= self.classes) & (found != self.ignore)]
+        numbers = open_class_mask(self.labels[index])
+        strange = numbers[(numbers >= self.classes) & (numbers != self.ignore)]
         if strange.size:
             raise DataError(
                 f"{self.labels[index]} holds the number {strange.max()} and the task has the classes 0 to "
                 f"{self.classes - 1}; pixels that are not to count are {self.ignore} (ignore=NUMBER says otherwise)"
             )
-        return found
+        return numbers
 
 
 def with_classes(data: MaskData, names: Sequence[str] | None, ignore: int) -> MaskData:

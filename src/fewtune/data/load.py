@@ -183,8 +183,8 @@ def _by_name_or_path(spec: str | Path, progress: Callable[[str], None] | None) -
     known = format_of(path)
     if known is MASKS:
         raise DataError(
-            f"{path} looks like images with their masks (images/ and masks/): add task=segmentation; if these are two "
-            "classes, give one of the folders another name"
+            f"{path} looks like images with their masks (images/ and masks/): add task=segmentation, or for masks of "
+            "several classes task=semantic-segmentation; if these are two classes, give one of the folders another name"
         )
     return image_data(known.list(path, Expected()))
 

@@ -50,10 +50,13 @@ class Split(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Any:
-        image, label = self.image(index), self.labels[index]
-        if self.multi_label is not None:
-            label = multi_hot(label, self.multi_label)
-        return (self.transform(image) if self.transform else image), label
+        image = self.image(index)
+        return (self.transform(image) if self.transform else image), self.label(index)
+
+    def label(self, index: int) -> Any:
+        """The label as training takes it: the class; a vector of 0 and 1 where there may be any number of classes."""
+        label = self.labels[index]
+        return label if self.multi_label is None else multi_hot(label, self.multi_label)
 
     def image(self, index: int) -> Image.Image:
         """The image as a PIL RGB image, not transformed."""

@@ -47,9 +47,9 @@ def evaluate(
 
     def score(images: Split) -> tuple[MultiLabelReport, Rows]:
         loader = image_loader(images.with_transform(task.transform), batch_size, workers=workers)
-        found, labels = probabilities(task.backbone.model, loader, device, "evaluate", torch.sigmoid)
-        rows = prediction_rows(images.names, found, names, thresholds, labels)
-        return report(found, labels, names, thresholds), rows
+        scores, labels = probabilities(task.backbone.model, loader, device, "evaluate", torch.sigmoid)
+        rows = prediction_rows(images.names, scores, names, thresholds, labels)
+        return report(scores, labels, names, thresholds), rows
 
     return scored_as(
         score, task, data, split, ImageData.require_several_classes, include_training=include_training,

@@ -143,17 +143,17 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
     A class that no image has, or that every image has, keeps 0.5.
     """
     curves = multilabel_precision_recall_curve(probabilities, labels.long(), num_labels=labels.shape[1])
-    found = []
+    thresholds = []
     for c, (precision, recall, steps) in enumerate(zip(*curves, strict=True)):
         if not 0 < int(labels[:, c].sum()) < len(labels):
-            found.append(THRESHOLD)
+            thresholds.append(THRESHOLD)
             continue
         f1 = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(precision.dtype).tiny)
         best = float(steps[f1[: len(steps)].argmax()])
         column = probabilities[:, c]
         lower = column[column < best]
-        found.append((best + float(lower.max())) / 2 if len(lower) else best)
-    return tuple(found)
+        thresholds.append((best + float(lower.max())) / 2 if len(lower) else best)
+    return tuple(thresholds)
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

@@ -33,10 +33,10 @@ def thresholds_of(metadata: Mapping[str, Any], classes: int) -> tuple[float, ...
 
 def answer(logits: Tensor, class_names: Sequence[str], metadata: Mapping[str, Any]) -> Answer:
     """What one image's logits [C] say: the classes from their thresholds on, the most probable first."""
-    found = logits.float().sigmoid().tolist()
-    by_class = dict(zip(class_names, found, strict=True))
+    scores = logits.float().sigmoid().tolist()
+    by_class = dict(zip(class_names, scores, strict=True))
     thresholds = thresholds_of(metadata, len(class_names))
-    held = [name for name, p, least in zip(class_names, found, thresholds, strict=True) if p >= least]
+    held = [name for name, p, least in zip(class_names, scores, thresholds, strict=True) if p >= least]
     return Answer(tuple(sorted(held, key=lambda name: -by_class[name])), by_class)
 
 
@@ -59,15 +59,17 @@ def predict(
         task = delta if isinstance(delta, LoadedClassifier) else load(delta, progress)
         task.require_in_place()
         loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
-        found, _ = probabilities(task.backbone.model, loader, device, "predict", torch.sigmoid)
-        return prediction_rows(split.names, found, task.class_names, thresholds_of(task.delta.metadata, found.shape[1]))
+        scores, _ = probabilities(task.backbone.model, loader, device, "predict", torch.sigmoid)
+        return prediction_rows(
+            split.names, scores, task.class_names, thresholds_of(task.delta.metadata, scores.shape[1])
+        )
 
     return predicted_with(rows, images, accelerator, strict=strict)
 
 
 def prediction_rows(
     names: Sequence[str],
-    found: Tensor,
+    scores: Tensor,
     class_names: Sequence[str],
     thresholds: Sequence[float],
     labels: Tensor | None = None,
@@ -76,17 +78,17 @@ def prediction_rows(
     then each class's probability.
 
     Args:
-        found: [N, C].
+        scores: [N, C].
         labels: 0 and 1, [N, C].
     """
-    predicted = found >= torch.tensor(thresholds, dtype=found.dtype)
-    scores = None if labels is None else f1_of_images(predicted.long(), labels.long())
+    predicted = scores >= torch.tensor(thresholds, dtype=scores.dtype)
+    f1 = None if labels is None else f1_of_images(predicted.long(), labels.long())
     rows = []
-    for i, (name, row) in enumerate(zip(names, found, strict=True)):
+    for i, (name, row) in enumerate(zip(names, scores, strict=True)):
         known = {} if labels is None else {"labels": _joined(class_names, labels[i])}
-        score = {} if scores is None else {"f1": round(float(scores[i]), 6)}
+        rounded = {} if f1 is None else {"f1": round(float(f1[i]), 6)}
         each = {f"p({label})": round(float(p), 6) for label, p in zip(class_names, row, strict=True)}
-        rows.append({"file": str(name), **known, "predictions": _joined(class_names, predicted[i]), **score, **each})
+        rows.append({"file": str(name), **known, "predictions": _joined(class_names, predicted[i]), **rounded, **each})
     return rows
 
 

@@ -66,10 +66,10 @@ class MultiLabelWork(ImageWork):
             return {}
         assert self.thresholds is not None
         begun = time.perf_counter()
-        found, labels = self._scored(test, "test")
+        scores, labels = self._scored(test, "test")
         seconds = time.perf_counter() - begun
-        write_csv(folder.predictions, prediction_rows(test.names, found, names, self.thresholds, labels))
-        return {"test_seconds": seconds, "test": report(found, labels, names, self.thresholds).to_json()}
+        write_csv(folder.predictions, prediction_rows(test.names, scores, names, self.thresholds, labels))
+        return {"test_seconds": seconds, "test": report(scores, labels, names, self.thresholds).to_json()}
 
     def _scored(self, split: Split, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         loader = image_loader(self.evaluated(split), self.recipe.batch_size, workers=self.recipe.workers)

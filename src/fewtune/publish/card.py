@@ -13,10 +13,9 @@ from fewtune.config import Recipe
 from fewtune.hub import library
 from fewtune.metrics import Interval
 from fewtune.report.reading import Run
+from fewtune.tasks import kind_of
 from fewtune.training.run_folder import MAY_DIFFER
 
-PIPELINES = {"classification": "image-classification", "segmentation": "image-segmentation"}
-"""Kind of task -> what the hub calls it."""
 UNTOLD = ("command", "platform")
 """What a run notes beside its versions: of the user's machine alone."""
 
@@ -32,16 +31,16 @@ def model_card(run: Run, metadata: Mapping[str, Any], repo: str, *, digests: boo
     """
     hub = library()
     name, described = repo.partition("/")[2], metadata["backbone"]
-    pipeline = PIPELINES.get(metadata.get("task", "classification"), "image-classification")
+    kind = kind_of(metadata)
     measured = measures(run)
     data = hub.ModelCardData(
         library_name="fewtune",
-        pipeline_tag=pipeline,
+        pipeline_tag=kind.pipeline,
         base_model=base_model(described),
         datasets=_data_set(str(metadata["data"])),
         tags=["fewtune", "parameter-efficient-fine-tuning", str(metadata["method"])],
         model_name=name,
-        eval_results=[_result(hub, pipeline, metadata, run, title, value) for title, value in measured.items()],
+        eval_results=[_result(hub, kind.pipeline, metadata, run, title, value) for title, value in measured.items()],
     )
     card = hub.ModelCard.from_template(
         data,
@@ -50,6 +49,7 @@ def model_card(run: Run, metadata: Mapping[str, Any], repo: str, *, digests: boo
         repo=repo,
         run=run,
         metadata=metadata,
+        draws=kind.draws,
         source=described["source"],
         weights=str(described["source"]).removeprefix("file:") if described["source"].startswith("file:") else None,
         measured={title: _percent(value) for title, value in measured.items()},

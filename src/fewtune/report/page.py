@@ -268,7 +268,7 @@ def _class_by_class(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Recall of every class, run by run, where all runs know the same classes."""
     tests = [run.metrics.get("test", {}) for run in runs]
     names = tests[0].get("class_names")
-    if not names or any(test.get("class_names") != names for test in tests):
+    if not names or any(test.get("class_names") != names or "recall" not in test for test in tests):
         return []
     rows = [
         {"name": name, "images": tests[0]["support"][i], "recalls": [test["recall"][i] for test in tests]}

@@ -79,9 +79,13 @@ def _mistakes(run: Run) -> Gallery:
     )
     for row in worst[:MOST]:
         source = data_uri(test.image(place[row["file"]]))
-        told = row["file"], row[truth] or "none", row[prediction] or "none", float(row.get("probability", 0))
+        told = row["file"], _listed(row[truth]), _listed(row[prediction]), float(row.get("probability", 0))
         pictures.append(Picture(source, *told))
     return Gallery(tuple(pictures))
+
+
+def _listed(classes: str) -> str:
+    return classes.replace(";", ", ") or "none"
 
 
 def _sheet(run: Run) -> Gallery:

@@ -71,5 +71,6 @@ SEGMENTATION = Task(
     _compare,
     untouched=True,
     draws=True,
+    pipeline="image-segmentation",
     by_image=lambda row: float(row["dice"]),
 )

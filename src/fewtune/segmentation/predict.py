@@ -53,7 +53,7 @@ def probability_maps(
     Logits are resampled to that size bilinearly, then turned into probabilities.
     """
     maps = logit_maps(segmenter, images, device, batch_size=batch_size, workers=workers, text=text)
-    return (found.sigmoid()[0].cpu().numpy() for found in maps)
+    return (logits.sigmoid()[0].cpu().numpy() for logits in maps)
 
 
 def logit_maps(

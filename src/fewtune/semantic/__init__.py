@@ -58,5 +58,15 @@ def _compare(first: Path, second: Path) -> Comparison:
 
 
 SEMANTIC = Task(
-    "semantic-segmentation", "miou", _images, _prepare, _load, _evaluate, _predict, _recognises, _compare, draws=True
+    "semantic-segmentation",
+    "miou",
+    _images,
+    _prepare,
+    _load,
+    _evaluate,
+    _predict,
+    _recognises,
+    _compare,
+    draws=True,
+    pipeline="image-segmentation",
 )

@@ -58,7 +58,7 @@ class SemanticEvaluation:
     def tables(self) -> list[Rows]:
         """The measures of all images and of every class, then the same of training images."""
         titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
-        return [table for found, title in titled if found for table in found.tables(title)]
+        return [table for measured, title in titled if measured for table in measured.tables(title)]
 
     def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
         """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
@@ -94,18 +94,18 @@ def evaluate(
     task = load(delta, progress)
     metadata = task.delta.metadata
     read = partial(load_class_masks, ignore=metadata["recipe"]["ignore"], names=metadata["class_names"])
-    found = chosen(
+    parts = chosen(
         read, data, split, metadata, limited_masks, include_training=include_training, progress=progress, **data_options
     )
     device, names = pick_device(accelerator), tuple(metadata["class_names"])
     options = {"batch_size": batch_size, "workers": workers}
-    fresh = score(task.segmenter, found.fresh, names, device, **options) if found.fresh is not None else None
-    trained = score(task.segmenter, found.trained, names, device, **options) if found.trained is not None else None
-    images = found.fresh or found.trained
+    fresh = score(task.segmenter, parts.fresh, names, device, **options) if parts.fresh is not None else None
+    trained = score(task.segmenter, parts.trained, names, device, **options) if parts.trained is not None else None
+    images = parts.fresh or parts.trained
     assert images is not None
     rows = (fresh or trained or (None, []))[1]
     return SemanticEvaluation(
-        fresh[0] if fresh else None, rows, task.segmenter, images, trained[0] if trained else None, found.told
+        fresh[0] if fresh else None, rows, task.segmenter, images, trained[0] if trained else None, parts.told
     )
 
 
@@ -114,7 +114,9 @@ def score(
 ) -> tuple[SemanticReport, Rows]:
     """The report, and one row an image: file, mean Dice of its classes, share of its pixels that are right."""
     maps = class_maps(segmenter, split.images, device, text="score", **options)
-    confusions = [confusion_of(found, split.mask(index), len(names), split.ignore) for index, found in enumerate(maps)]
+    confusions = [
+        confusion_of(classes, split.mask(index), len(names), split.ignore) for index, classes in enumerate(maps)
+    ]
     rows = [
         {
             "file": name,
@@ -134,13 +136,13 @@ def draw_worst(
     order = [places[row["file"]] for row in rows]
     maps = class_maps(segmenter, [split.images[i] for i in order], pick_device(accelerator))
     samples = []
-    for row, index, found in zip(rows, order, maps, strict=True):
+    for row, index, predicted in zip(rows, order, maps, strict=True):
         image, truth = split.image(index), split.mask(index)
         skipped = truth == split.ignore
-        errors = np.where((found == truth)[..., None], HIT, FALSE).astype(np.uint8)
+        errors = np.where((predicted == truth)[..., None], HIT, FALSE).astype(np.uint8)
         errors[skipped] = SKIPPED
         shown = coloured(np.where(skipped, 0, truth))
-        pictures = (image, shown, tinted(image, found), Image.fromarray(errors))
+        pictures = (image, shown, tinted(image, predicted), Image.fromarray(errors))
         samples.append((f"{row['file']}    mean Dice {float(row['dice']):.3f}", pictures))
     return draw_sheet(samples, caption, LEGEND)
 
@@ -157,14 +159,14 @@ def compare(first: Path, second: Path) -> Comparison:
         only = sorted(set(one) ^ set(two))
         raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
     titles = {"dice": "mean Dice of an image's classes", "accuracy": "pixels that are right"}
-    found = {
+    differences = {
         key: paired_bootstrap(*(np.array([float(rows[name][key]) for name in sorted(one)]) for rows in (one, two)))
         for key in titles
     }
-    values = {name: asdict(interval) for name, interval in found.items()}
+    values = {name: asdict(interval) for name, interval in differences.items()}
     title = f"{second} minus {first}"
     rows = [{title: titles[key], "in %, 95 % interval": percent(value)} for key, value in values.items()]
-    return Comparison(found, rows, values)
+    return Comparison(differences, rows, values)
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:

@@ -34,7 +34,7 @@ def class_maps(
 ) -> Iterator[np.ndarray]:
     """The most probable class of every pixel, uint8 [H, W] at each image's own size; options as in `logit_maps`."""
     maps = logit_maps(segmenter, images, device, **options)
-    return (found.argmax(0).to(torch.uint8).cpu().numpy() for found in maps)
+    return (logits.argmax(0).to(torch.uint8).cpu().numpy() for logits in maps)
 
 
 def predict(
@@ -67,13 +67,15 @@ def predict(
     (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
     rows = []
     maps = class_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
-    for file, target, found in zip(files, targets, maps, strict=True):
-        save_class_mask(found, target)
+    for file, target, classes in zip(files, targets, maps, strict=True):
+        save_class_mask(classes, target)
         if overlays:
-            save_png(tinted(open_image(file), found), target.parent / "overlays" / target.name)
-        shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
+            save_png(tinted(open_image(file), classes), target.parent / "overlays" / target.name)
+        shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         each = {f"share({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
-        rows.append({"file": str(file), "mask": str(target), "width": found.shape[1], "height": found.shape[0], **each})
+        rows.append(
+            {"file": str(file), "mask": str(target), "width": classes.shape[1], "height": classes.shape[0], **each}
+        )
     return with_faults(rows, given, faults)
 
 

@@ -163,7 +163,7 @@ class KeptPrefix:
                 blocks = (_as_rows(shortcut.below(images.to(device)), last, dtype) for images in shown(
                     loader, f"frozen part: {which}", len(loader)))  # fmt: skip
                 store.add([names[view][index] for view, index in wanted], row, dtype, blocks)
-            images[which] = KeptImages(store, names, split.labels)
+            images[which] = KeptImages(store, names, [split.label(index) for index in range(len(split))])
         return cls(shortcut, images, given.dtype, last)
 
     def outputs(self, kept: Tensor) -> Any:

@@ -93,6 +93,7 @@ class Task:
     draws: whether predictions are pictures that go into a folder.
     recognises: whether a file of predictions is of this kind.
     compare: two such files.
+    pipeline: what the Hugging Face hub calls such a task.
     answer: logits of one image, class names and the task file's metadata -> the answer, where tasks are of classes;
         a bank of tasks holds these.
     by_image: what an image contributes to the metric, from its row of a file of predictions; None where the metric is
@@ -110,6 +111,7 @@ class Task:
     compare: Callable[[Path, Path], Comparison]
     untouched: bool = False
     draws: bool = False
+    pipeline: str = "image-classification"
     answer: Callable[[Tensor, Sequence[str], Mapping[str, Any]], Answer] | None = None
     by_image: Callable[[Mapping[str, str]], float] | None = None
 
