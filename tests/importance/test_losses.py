@@ -96,9 +96,9 @@ def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> 
     [
         (torch.zeros(4, 2, 2), torch.zeros(4)),
         (torch.zeros(4, 2), torch.zeros(3)),
-        (torch.zeros(4, 2), torch.zeros(4, 1)),
+        (torch.zeros(4, 2), torch.zeros(4, 1, 1)),
     ],
 )
 def test_shapes_that_do_not_fit(features: Tensor, labels: Tensor) -> None:
-    with pytest.raises(ImportanceError, match=r"expected \[samples, width\] and \[samples\]"):
+    with pytest.raises(ImportanceError, match=r"expected \[samples, width\], and \[samples\] or"):
         supervised_contrastive_loss(features, labels)
