@@ -13,6 +13,7 @@ import pytest
 from banks import task
 from fewtune.cli.app import app
 from fewtune.errors import DataError
+from fewtune.models import load_backbone
 from fewtune.serving.opening import open_bank
 from fewtune.serving.predicting import predict_tasks
 from services import CLASSES, backbone, expected, opened, picture, task_folder
@@ -36,6 +37,30 @@ def test_every_image_gets_every_tasks_answer(tmp_path: Path, images: Path) -> No
         wanted = expected(own, row["task"], Path(row["file"]).read_bytes())
         assert row["probabilities"] == pytest.approx(wanted, abs=1e-4)
         assert row["prediction"] == max(wanted, key=wanted.__getitem__)
+
+
+def test_one_bad_image_loses_no_other(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = task_folder(tmp_path / "tasks")
+    good = predict_tasks(folder, [images], accelerator="cpu")
+    (images / "1-bad.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="1-bad"):
+        predict_tasks(folder, [images], accelerator="cpu")
+    rows = predict_tasks(folder, [images], accelerator="cpu", strict=False)
+    assert [row for row in rows if not row["error"]] == [{**row, "error": None} for row in good]
+    assert [Path(row["file"]).name for row in rows if row["error"]] == ["1-bad.jpg"]
+    assert app(["predict", "--tasks", str(folder), str(images)], standalone_mode=False) == 1
+    assert "1-bad.jpg" in capsys.readouterr().out
+
+
+def test_tasks_may_see_images_at_other_sizes(tmp_path: Path, images: Path) -> None:
+    (folder := tmp_path / "tasks").mkdir()
+    own = load_backbone("timm:test_efficientnet", num_classes=4, image_size=32, pretrained=False)
+    for seed, (name, size) in enumerate({"small": 32, "large": 48}.items()):
+        described = {**own.describe(), "image_size": size}
+        metadata = {"backbone": described, "class_names": ["a", "b", "c"], "transform": "plain"}
+        replace(task(own.model, seed=seed), metadata=metadata).save(folder / f"{name}.safetensors")
+    rows = predict_tasks(folder, [images], accelerator="cpu")
+    assert len(rows) == 6
 
 
 def test_from_the_shell(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:

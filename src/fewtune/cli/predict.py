@@ -59,7 +59,9 @@ def predict(
     if tasks is not None:
         from fewtune.serving.predicting import predict_tasks
 
-        rows = predict_tasks(tasks, images, backbone=backbone, **{**options, "batch_size": batch_size or 32})
+        rows = predict_tasks(
+            tasks, images, backbone=backbone, strict=strict, **{**options, "batch_size": batch_size or 32}
+        )
         if not in_json:  # classes differ from task to task, which a table cannot hold
             rows = [{key: value for key, value in row.items() if key != "probabilities"} for row in rows]
     else:

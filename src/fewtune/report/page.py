@@ -13,7 +13,7 @@ import numpy as np
 from fewtune.errors import FewtuneError, MissingExtra
 from fewtune.files import write_bytes
 from fewtune.metrics import Interval, paired_bootstrap
-from fewtune.report import charts, features, where
+from fewtune.report import charts, features, kinds, where
 from fewtune.report.findings import confusions, findings
 from fewtune.report.pictures import Gallery, gallery
 from fewtune.report.reading import Run, read_runs
@@ -62,8 +62,8 @@ def one_run(run: Run, shown: Gallery | None) -> str:
         reliability=charts.reliability(*run.confidences()) if classes and run.rows else None,
         histogram=_histogram(run),
         measures=_measures(test) if run.draws_masks and not run.class_masks else {},
-        any_number=_any_number(test) if run.multi_label else {},
-        class_masks=_class_masks(test) if run.class_masks else {},
+        any_number=kinds.any_number(test) if run.multi_label else {},
+        class_masks=kinds.class_masks(test) if run.class_masks else {},
         gallery=shown,
         planes=features.planes(run) if shown is not None and classes else None,
         places=_places(run),
@@ -78,26 +78,6 @@ def _histogram(run: Run) -> str | None:
     if run.multi_label:
         return charts.histogram(list(run.scores().values()), "F1")
     return charts.histogram(list(run.scores().values()), "Dice") if run.draws_masks else None
-
-
-def _any_number(test: Mapping[str, Any]) -> dict[str, Any]:
-    """Where an image may have any number of classes: means, and each class, the worst average precision first."""
-    means = {"mean average precision": "map", "F1, mean over classes": "f1", "F1, mean over images": "f1_images"}
-    keys = ("class_names", "support", "average_precision", "f1_by_class", "precision", "recall", "thresholds")
-    names = ("name", "images", "ap", "f1", "precision", "recall", "threshold")
-    rows = [dict(zip(names, row, strict=True)) for row in zip(*(test[key] for key in keys), strict=True)]
-    rows.sort(key=lambda row: 1.0 if row["ap"] is None else row["ap"])
-    return {"means": {name: test[key] for name, key in means.items()}, "classes": rows}
-
-
-def _class_masks(test: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures of masks of several classes: means, and each class, the worst IoU first."""
-    means = {"mean IoU over classes": "miou", "mean Dice over classes": "mdice", "Dice, mean over images": "dice"}
-    pixels = [sum(row) for row in test["confusion"]]
-    columns = (test["class_names"], pixels, test["iou_by_class"], test["dice_by_class"])
-    rows = [dict(zip(("name", "pixels", "iou", "dice"), row, strict=True)) for row in zip(*columns, strict=True)]
-    rows.sort(key=lambda row: 1.0 if row["iou"] is None else row["iou"])
-    return {"means": {name: test[key] for name, key in means.items()}, "classes": rows}
 
 
 def several_runs(runs: Sequence[Run]) -> str:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fewtune.data import MaskSplit, load_masks
-from fewtune.data.load import limited_masks
+from fewtune.data.mask_sets import limited_masks
 from fewtune.errors import ConfigError, DataError, Progress
 from fewtune.methods import load_task_file
 from fewtune.metrics import Interval, paired_bootstrap, percent

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewtune.data import load_class_masks
 from fewtune.data.class_masks import ClassMaskSplit
-from fewtune.data.load import limited_masks
+from fewtune.data.mask_sets import limited_masks
 from fewtune.errors import DataError, Progress
 from fewtune.metrics import paired_bootstrap, percent
 from fewtune.segmentation.models import Segmenter
