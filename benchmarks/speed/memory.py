@@ -108,6 +108,12 @@ def measure(method: str, architecture: str, batch: int, device: str, size: int, 
     }
 
 
+def measured(command: list[str]) -> dict[str, int]:
+    """What such a process prints last."""
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _reset_peak(device: str) -> int:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -136,22 +142,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--library", choices=["torch", "onednn"], default="torch", help="for matrices, of all methods")
     parser.add_argument("--random-columns", action="store_true")
     parser.add_argument("--dry", action="store_true", help="print, but record nothing")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     options = (arguments.batch, arguments.device, arguments.size, arguments.random_columns)
     if arguments.here:
-        print(json.dumps(measure(arguments.methods[0], arguments.models[0], *options)))
+        with fewtune.matrix_library(arguments.library):
+            print(json.dumps(measure(arguments.methods[0], arguments.models[0], *options)))
         return
     for architecture in arguments.models:
         figures = {}
         for method in arguments.methods:
             command = [sys.executable, __file__, "--here", "--models", architecture, "--methods", method]
             command += ["--batch", str(arguments.batch), "--device", arguments.device, "--size", str(arguments.size)]
+            command += ["--library", arguments.library]
             command += ["--random-columns"] if arguments.random_columns else []
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            figures[method] = json.loads(done.stdout.splitlines()[-1])
+            figures[method] = measured(command)
             print(
                 f"{architecture}  {method:14s}", "  ".join(f"{k} {v / 2**20:.1f}" for k, v in figures[method].items())
             )
@@ -159,6 +167,7 @@ def main() -> None:
             columns = "uniformly random" if arguments.random_columns else "as measured"
             settings = {"model": architecture, "batch": arguments.batch, "columns": columns}
             settings |= {} if arguments.size == 224 else {"size": arguments.size}
+            settings |= {"library": arguments.library} if arguments.library != "torch" else {}
             add_result("memory", arguments.device, torch.get_num_threads(), settings, figures)
 
 

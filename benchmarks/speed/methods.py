@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 import fewtune
 from fewtune.importance import Scores
+from fewtune.methods.reach import count_units, find_border
+from fewtune.models import channels_last
+from fewtune.training.shortcut import Shortcut
 from fewtune.tuning.layers import Tuned
 from fewtune.tuning.reference import DenseMask
 
@@ -53,7 +57,8 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     """One way of fine-tuning a randomly initialised timm model.
 
     Args:
-        method: one of `PEERS`, or "GPS K=k".
+        method: one of `PEERS`, or "GPS K=k"; of the last half of the blocks or stages "GPS K=k reach 1/2", with what
+            lies below it kept "GPS K=k reach 1/2 kept".
         architecture: timm name.
         random_columns: GPS and the dense mask choose uniformly random connections (the worst case) instead of as
             many hot columns as were measured on a pretrained model.
@@ -61,10 +66,9 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     """
     torch.manual_seed(0)
     model = timm.create_model(architecture, pretrained=False, num_classes=CLASSES).to(device).train()
+    model = channels_last(model)
     if method.startswith("GPS K="):
-        k = int(method.removeprefix("GPS K="))
-        tuner = fewtune.attach(model, selection(model, k, random_columns=random_columns))
-        return Candidate(method, model, trained := tuner.parameters(), _adam(trained), held=_held_by(tuner))
+        return _gps(method, model, random_columns=random_columns)
     if method == "dense mask":
         mask = DenseMask(model, selection(model, 1, random_columns=random_columns))
         return Candidate(
@@ -81,6 +85,38 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     for module in model.modules():
         held += getattr(module, "shira_indices", {}).values()
     return Candidate(method, model, trained, _adam(trained), held=held)
+
+
+@dataclass
+class Kept(Candidate):
+    """With what lies below the border computed once for each batch of images, as `keep_prefix` does."""
+
+    shortcut: Shortcut | None = None
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        assert self.shortcut is not None
+        if id(images) not in self.rows:
+            self.rows[id(images)] = self.shortcut.below(images)
+        return F.cross_entropy(self.shortcut.above(self.rows[id(images)]), labels)
+
+
+def _gps(method: str, model: nn.Module, *, random_columns: bool) -> Candidate:
+    """By its name: K, the part of the blocks or stages that is trained, and whether what lies below is kept."""
+    words = method.removeprefix("GPS K=").split()
+    border, below = None, ()
+    if "reach" in words:
+        units, part = count_units(model), Fraction(words[words.index("reach") + 1])
+        border = find_border(model, max(1, round(units * part)))
+        below = border.frozen
+    tuner = fewtune.attach(model, selection(model, int(words[0]), random_columns=random_columns, exclude=below))
+    for module in border.below.values() if border else ():
+        module.eval()
+    common: dict[str, Any] = {"held": _held_by(tuner)}
+    trained = tuner.parameters()
+    if border is None or "kept" not in words:
+        return Candidate(method, model, trained, _adam(trained), **common)
+    return Kept(method, model, trained, _adam(trained), shortcut=Shortcut(model, border), **common)
 
 
 def _held_by(tuner: fewtune.Tuner) -> list[Tensor]:
@@ -136,7 +172,7 @@ def _peft(method: str, model: nn.Module) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-def selection(model: nn.Module, k: int, *, random_columns: bool) -> fewtune.Selection:
+def selection(model: nn.Module, k: int, *, random_columns: bool, exclude: tuple[str, ...] = ()) -> fewtune.Selection:
     """K connections of every neuron; of every layer as many hot columns, as unevenly used, as were measured.
 
     `hot_columns.json` holds, for each kind of layer of a pretrained ViT-S, the share of distinct columns that a
@@ -145,7 +181,7 @@ def selection(model: nn.Module, k: int, *, random_columns: bool) -> fewtune.Sele
     """
     scores = fewtune.random_importance(model, seed=k)
     if random_columns:
-        return fewtune.select(scores, k=k)
+        return fewtune.select(scores, k=k, exclude=exclude)
     measured = HOT_COLUMNS["k"][str(k)]
     generator = torch.Generator().manual_seed(k)
     skewed = {}
@@ -153,7 +189,7 @@ def selection(model: nn.Module, k: int, *, random_columns: bool) -> fewtune.Sele
         kind = measured.get(name.removesuffix(".weight").rpartition(".")[2], measured["other"])
         kind = measured["other"] if "patch_embed" in name else kind
         skewed[name] = view.stored(_uneven(view.matrix(scores[name]), k, kind, generator))
-    return fewtune.select(Scores(skewed, scores.anatomy), k=k)
+    return fewtune.select(Scores(skewed, scores.anatomy), k=k, exclude=exclude)
 
 
 def _uneven(uniform: Tensor, k: int, kind: dict[str, Any], generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
     python benchmarks/speed/training_step.py                                   # ViT-S/16 and ConvNeXt-T, batch 8, eager
     python benchmarks/speed/training_step.py --models vit_base_patch16_224 --batch 32 --compile default
     python benchmarks/speed/training_step.py --random-columns                  # the worst case of a selection
+    python benchmarks/speed/training_step.py --methods full "GPS K=1 reach 1/2" "GPS K=1 reach 1/2 kept"
 
 Every round times one step of every method, one after the other in an order that rotates, so that whatever else the
 machine does meets all alike. Figures are medians over rounds; ratios are medians of the ratios within a round.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from fewtune.bench import cost
 from fewtune.bench.cost import PAPER, Contender, Setting, memory, step_times
-from fewtune.errors import ConfigError
+from fewtune.errors import ConfigError, TuningError
 from fewtune.models import logits
+from fewtune.tuning import matmul
 
 SETTING = Setting("timm:test_vit", batch=8, image_size=32, classes=4, accelerator="cpu")
 
@@ -53,3 +57,20 @@ def test_memory_is_of_a_process_of_its_own() -> None:
 def test_unknown_methods_are_refused() -> None:
     with pytest.raises(ConfigError, match="no cost is known of 'gpss'"):
         SETTING.recipe("gpss")
+
+
+def test_one_matrix_library_for_all_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def look(setting: Setting, methods: list[str], rounds: int) -> dict[str, dict[str, float]]:
+        seen.append("onednn" if matmul._kernels is not None else "torch")
+        return {method: {} for method in methods}
+
+    monkeypatch.setattr(cost, "step_times", look)
+    monkeypatch.setattr(cost, "memory", lambda setting, method: {})
+    libraries = ["torch", *(["onednn"] if matmul.onednn_available() else [])]
+    for library in libraries:
+        cost.measure(replace(SETTING, library=library), ["bias"], 1)  # type: ignore[arg-type]
+    assert seen == libraries
+    with pytest.raises(TuningError, match=r"matrix_library\('mkl'\); expected one of torch, onednn"):
+        cost.measure(replace(SETTING, library="mkl"), ["bias"], 1)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from fewtune.objectives import CrossEntropy, Objective, SupCon
 from fewtune.progress import shown
 from fewtune.training.loaders import pick_device
 from fewtune.training.memory import held_memory, peak_memory, reset_peak_memory
+from fewtune.tuning import MatrixLibrary, matrix_library
 
 PAPER = ("full", "linear", "bias", "adapter", "lora", "vpt-shallow", "vpt-deep", "ssf", "gps")
 """The methods of the figure; their settings there are the defaults of a recipe."""
@@ -45,6 +46,8 @@ class Setting:
     pretrained: bool = False
     accelerator: str = "auto"
     threads: int = 1
+    library: MatrixLibrary = "torch"
+    """By which all methods multiply float32 matrices on a CPU."""
     seed: int = 0
 
     def recipe(self, method: str) -> Recipe:
@@ -239,6 +242,12 @@ def memory(setting: Setting, method: str) -> dict[str, float]:
 def _memory(connection: Any, setting: Setting, method: str) -> None:
     device = pick_device(setting.accelerator)
     torch.set_num_threads(setting.threads)
+    with matrix_library(setting.library):
+        connection.send(_peaks(setting, method, device))
+    connection.close()
+
+
+def _peaks(setting: Setting, method: str, device: torch.device) -> dict[str, float]:
     images, labels = setting.batch_of_noise(device)
     candidate = Contender(method, setting, images, labels)
     figures = {"train_peak_bytes": _peak(candidate.train_step, device)}
@@ -251,8 +260,7 @@ def _memory(connection: Any, setting: Setting, method: str) -> None:
 
     predict()  # libraries set up their own memory on the first call
     figures["inference_peak_bytes"] = _peak(predict, device)
-    connection.send(figures)
-    connection.close()
+    return figures
 
 
 def _peak(step: Callable[[], None], device: torch.device) -> float:
@@ -269,9 +277,11 @@ def measure(setting: Setting, methods: list[str], rounds: int) -> dict[str, dict
     Raises:
         ConfigError: a method is unknown.
         ModelError: a method does not know the model's architecture.
+        TuningError: there is no such matrix library.
     """
     for method in methods:
         setting.recipe(method)
-    spaces = {method: memory(setting, method) for method in shown(methods, "memory", len(methods))}
-    times = step_times(setting, methods, rounds)
+    with matrix_library(setting.library):  # which refuses a library that there is not
+        spaces = {method: memory(setting, method) for method in shown(methods, "memory", len(methods))}
+        times = step_times(setting, methods, rounds)
     return {method: {**times[method], **spaces[method]} for method in methods}

@@ -133,16 +133,18 @@ def cost(
     rounds: Annotated[int, typer.Option(help="Times are medians over so many.")] = 10,
     threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
     accelerator: str = "auto",
+    library: Annotated[str, typer.Option(help="torch or onednn: multiplies float32 on a CPU.")] = "torch",
     as_json: AsJson = False,
 ) -> None:
     """Time and memory of training and inference, all methods side by side: the paper's cost figure."""
     from fewtune.bench.cost import PAPER, Setting, measure
     from fewtune.cli.output import print_json, print_table, size
 
-    setting = Setting(model, batch, image_size, pretrained=pretrained, accelerator=accelerator, threads=threads)
+    machine: dict[str, Any] = {"accelerator": accelerator, "threads": threads, "library": library}
+    setting = Setting(model, batch, image_size, pretrained=pretrained, **machine)
     figures = measure(setting, methods or list(PAPER), rounds)
     if as_json:
-        print_json({"model": model, "batch": batch, "rounds": rounds, "threads": threads, "figures": figures})
+        print_json({"model": model, "batch": batch, "rounds": rounds, **machine, "figures": figures})
         return
     rows = [
         {
