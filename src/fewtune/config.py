@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
 from fewtune.errors import ConfigError, nearest
+from fewtune.kinds import DEFAULT, KINDS
 from fewtune.methods import METHODS, Method, Settings, gps
 from fewtune.methods.reach import KeptSettings
 
@@ -29,8 +30,8 @@ def _settings(methods: Iterable[Method]) -> tuple[type[Settings], ...]:
 class DataKeys(Settings):
     """What is learnt from, and how its images are presented."""
 
-    task: Literal["classification", "multi-label", "segmentation", "semantic-segmentation"] = Field(
-        "classification",
+    task: str = Field(
+        DEFAULT,
         description="multi-label: images of any number of classes, listed in a CSV file; segmentation: one mask an "
         "image; the model is a segmenter, data has masks; semantic-segmentation: masks of several classes",
     )
@@ -59,6 +60,11 @@ class DataKeys(Settings):
     cache: bool = Field(False, description="decode every image once and keep it in memory (augment=plain)")
     image_size: int | None = Field(None, gt=0, description="pixels; left out, the model's own size")
     workers: int = Field(0, ge=0, description="processes that load images; 0: the main one")
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        return KINDS.known(task)
 
     @field_validator("cache")
     @classmethod
@@ -176,29 +182,6 @@ class MachineKeys(Settings):
         return str(value) if isinstance(value, int) else value
 
 
-CLASSES_ONLY = (
-    "shots",
-    "ood",
-    "cache",
-    "label_smoothing",
-    "mixup",
-    "cutmix",
-    "class_weights",
-    "head_init",
-    "regularisation",
-    "keep_prefix",
-)
-"""Settings that mean something for classification alone."""
-
-
-MASK_TASKS = ("segmentation", "semantic-segmentation")
-"""Kinds of task whose labels are masks."""
-ONE_CLASS_ONLY = (
-    "shots", "ood", "label_smoothing", "mixup", "cutmix", "class_weights", "head_init", "regularisation",
-)  # fmt: skip
-"""Settings that mean something only where each image has one class."""
-
-
 class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, DataKeys):
     """Every setting of one run."""
 
@@ -215,10 +198,11 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
     @field_validator("objective")
     @classmethod
     def _of_the_task(cls, objective: str | None, info: ValidationInfo) -> str:
-        masks = info.data.get("task") in MASK_TASKS
-        if objective is not None and masks != (objective == "segmentation"):
-            raise ValueError(f"{objective} is no objective of {info.data.get('task')}")
-        return "segmentation" if masks else objective or "supcon"
+        task = info.data.get("task", DEFAULT)
+        known = KINDS[task].rules.objectives
+        if objective is not None and objective not in known:
+            raise ValueError(f"{objective} is no objective of {task}; expected one of {', '.join(known)}")
+        return objective or known[0]
 
     @model_validator(mode="after")
     def _can_exclude(self) -> Recipe:
@@ -254,15 +238,13 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
-        if self.task in MASK_TASKS:
-            if self.augment not in ("plain", "flip"):
-                raise ValueError(f"augment={self.augment} is not for task={self.task}: take plain or flip")
-            given = [key for key in CLASSES_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
-            if given:
-                raise ValueError(f"task={self.task} has no images of a class, so it has no {', '.join(given)}")
-        given = [key for key in ONE_CLASS_ONLY if getattr(self, key) != Recipe.model_fields[key].default]
-        if self.task == "multi-label" and given:
-            raise ValueError(f"task=multi-label: an image has any number of classes, so there is no {', '.join(given)}")
+        rules = KINDS[self.task].rules
+        if rules.augments is not None and self.augment not in rules.augments:
+            able = " or ".join(rules.augments)
+            raise ValueError(f"augment={self.augment} is not for task={self.task}: take {able}")
+        given = [key for key in rules.without if getattr(self, key) != type(self).model_fields[key].default]
+        if given:
+            raise ValueError(f"task={self.task}: {rules.because}, so there is no {', '.join(given)}")
         return self
 
     def changed(self, **values: Any) -> Recipe:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fewtune.classification import CLASSIFICATION
 from fewtune.config import Recipe
 from fewtune.errors import DataError, DeltaError, Progress
 from fewtune.hub import resolve
+from fewtune.kinds import DEFAULT, KINDS
 from fewtune.methods import load_task_file
-from fewtune.multilabel import MULTI_LABEL
 from fewtune.plugins import Table
-from fewtune.segmentation import SEGMENTATION
-from fewtune.semantic import SEMANTIC
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Described, Work
 
@@ -38,9 +35,8 @@ __all__ = [
     "task_of",
 ]
 
-TASKS: Table[Task] = Table(
-    "fewtune.tasks", "task", {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, SEGMENTATION, SEMANTIC)}
-)
+TASKS = cast("Table[Task]", KINDS)
+"""Every kind of task by name."""
 
 
 def prepare(recipe: Recipe) -> Work:
@@ -82,7 +78,7 @@ def kind_of(metadata: Mapping[str, Any], called: str = "the task") -> Task:
     Raises:
         DeltaError: it is not known here.
     """
-    name = metadata.get("task", CLASSIFICATION.name)
+    name = metadata.get("task", DEFAULT)
     if name not in TASKS:
         raise DeltaError(
             f"{called} is of the kind of task {name!r}, which is not known here; update fewtune, or install the "

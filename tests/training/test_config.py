@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fewtune.config import read_recipe, recipe_from, write_recipe
 from fewtune.errors import ConfigError
+from fewtune.kinds import KINDS, Rules
+from fewtune.methods import METHODS
 
 BASE = {"model": "timm:test_vit", "data": "images"}
 
@@ -95,3 +98,26 @@ def test_lists_on_the_command_line() -> None:
     assert (found.search_k, found.search_lr, found.exclude) == ((1.0, 5.0), (1e-3, 2e-3), ("stem*",))
     assert read_recipe([], ["search_k=[1,5]", "exclude=head,*stem"], **given).exclude == ("head", "*stem")
     assert read_recipe([], ["search_k=2"], **given).search_k == (2.0,)
+
+
+def test_the_task_is_any_kind_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rules say what a recipe of it may hold, and whether the linear probe is solved in one go."""
+    given = {"model": "timm:test_vit", "data": "x"}
+    with pytest.raises(
+        ConfigError, match=r"there is no task 'depth'; expected one of 'classification', 'segmentation'"
+    ):
+        recipe_from({**given, "task": "depth"})
+    rules = Rules(objectives=("l1", "l2"), augments=("plain",), without=("mixup",))
+    monkeypatch.setitem(KINDS, "depth", SimpleNamespace(name="depth", rules=rules))
+    recipe = recipe_from({**given, "task": "depth"})
+    assert (recipe.task, recipe.objective) == ("depth", "l1")
+    assert recipe_from({**given, "task": "depth", "objective": "l2"}).objective == "l2"
+    for wrong, words in (
+        ({"objective": "supcon"}, "supcon is no objective of depth; expected one of l1, l2"),
+        ({"augment": "flip"}, "augment=flip is not for task=depth: take plain"),
+        ({"mixup": 0.2}, "task=depth has no mixup"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            recipe_from({**given, "task": "depth", **wrong})
+    assert METHODS["linear"].trains_by_epochs("depth")
+    assert not METHODS["linear"].trains_by_epochs("classification")

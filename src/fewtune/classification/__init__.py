@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewtune.config import Recipe
 from fewtune.errors import Progress
+from fewtune.kinds import Rules
 from fewtune.training.task import Answer, Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Work
 
@@ -83,4 +84,5 @@ CLASSIFICATION = Task(
     _compare,
     answer=_answer,
     by_image=_right,
+    rules=Rules(("supcon", "cross_entropy"), one_label=True),
 )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from fewtune.importance import Scores
+from fewtune.kinds import KINDS, Rules
 from fewtune.objectives import Objective
 from fewtune.selection import Selection
 from fewtune.tuning import attach
@@ -199,12 +200,12 @@ class Fitted:
 class Fit:
     """Training in one go instead of by epochs.
 
-    run: does it. tasks: the kinds of task for which it can. chooses: the settings that it chooses on validation images
+    run: does it. can: whether it can for a kind of task. chooses: the settings that it chooses on validation images
     where the recipe leaves them out.
     """
 
     run: Callable[[Run], Fitted]
-    tasks: frozenset[str]
+    can: Callable[[Rules], bool]
     chooses: tuple[str, ...] = ()
 
 
@@ -254,7 +255,7 @@ class Method:
 
     def trains_by_epochs(self, task: str) -> bool:
         """Whether a run of this kind of task has epochs, a learning rate and a schedule."""
-        return self.fit is None or task not in self.fit.tasks
+        return self.fit is None or not self.fit.can(KINDS[task].rules)
 
     @property
     def excludes(self) -> bool:

@@ -31,9 +31,7 @@ class Settings(CriterionSettings, Excluding):
     granularity: Literal["neuron", "layer", "network"] = Field(
         "neuron", description="among what the best connections are chosen: each neuron's, a layer's, all of the network"
     )
-    objective: Literal["supcon", "cross_entropy", "segmentation"] | None = Field(
-        None, description="left out: supcon; of segmentation, always its own loss"
-    )
+    objective: str | None = Field(None, description="left out: supcon; of segmentation, always its own loss")
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
     bias: Literal["all", "none"] = Field("all", description="whether biases outside normalisations are trained")
     scale: Literal["all", "none"] = Field("all", description="whether layer-scale vectors are trained")

@@ -206,5 +206,5 @@ LINEAR = Method(
     "linear",
     lambda run, prepared: attach(run.model, linear(run.model, run.head)),
     LinearSettings,
-    fit=Fit(fit, frozenset({"classification"}), ("regularisation",)),
+    fit=Fit(fit, lambda rules: rules.one_label, ("regularisation",)),
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewtune.classification import BATCH, CLASSIFICATION
 from fewtune.config import Recipe
 from fewtune.errors import Progress
+from fewtune.kinds import ONE_CLASS_ONLY, Rules
 from fewtune.training.task import Answer, Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Described, Work
 
@@ -64,5 +65,15 @@ def _answer(logits: Tensor, class_names: Sequence[str], metadata: Mapping[str, A
 
 
 MULTI_LABEL = Task(
-    "multi-label", "map", _images, _prepare, _load, _evaluate, _predict, _recognises, _compare, answer=_answer
+    "multi-label",
+    "map",
+    _images,
+    _prepare,
+    _load,
+    _evaluate,
+    _predict,
+    _recognises,
+    _compare,
+    answer=_answer,
+    rules=Rules(without=ONE_CLASS_ONLY, because="an image has any number of classes"),
 )

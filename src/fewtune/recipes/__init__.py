@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from fewtune.config import MASK_TASKS, Recipe, read_recipe, read_yaml
+from fewtune.config import Recipe, read_recipe, read_yaml
 from fewtune.errors import ConfigError
+from fewtune.kinds import DEFAULT, KINDS
 
 FOLDER = Path(__file__).parent
 PEERS = FOLDER / "peers"
@@ -79,8 +80,8 @@ def _with_peer(files: list[Path], settings: list[str]) -> list[Path]:
     named = [number for number, file in enumerate(files, 1) if FOLDER in file.parents]
     if not named:
         return files
-    masks = read_yaml(files[named[-1] - 1]).get("task") in MASK_TASKS
-    path = (PEERS / "segmentation" if masks else PEERS) / f"{method}.yaml"
+    rules = KINDS[read_yaml(files[named[-1] - 1]).get("task", DEFAULT)].rules
+    path = PEERS / rules.peers / f"{method}.yaml"
     if not path.is_file():
         return files
     name = path.relative_to(FOLDER)

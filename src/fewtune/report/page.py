@@ -12,6 +12,7 @@ import numpy as np
 
 from fewtune.errors import FewtuneError, MissingExtra
 from fewtune.files import write_bytes
+from fewtune.kinds import DEFAULT
 from fewtune.metrics import Interval, paired_bootstrap
 from fewtune.report import charts, features, kinds, where
 from fewtune.report.findings import confusions, findings
@@ -158,7 +159,7 @@ def difference(first: Run, second: Run) -> Interval:
 def _asked(run: Run) -> dict[str, str]:
     metrics, recipe = run.metrics, run.recipe
     rows = {
-        "task": str(recipe.get("task", "classification")),
+        "task": str(recipe.get("task", DEFAULT)),
         "data": str(metrics["data"]),
         "training images": f"{metrics['train_images']:,}",
         "model": str(metrics["model"]),

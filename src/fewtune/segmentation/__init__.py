@@ -8,6 +8,7 @@ from typing import Any
 
 from fewtune.config import Recipe
 from fewtune.errors import Progress
+from fewtune.kinds import MASK_RULES
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Work
 
@@ -73,4 +74,5 @@ SEGMENTATION = Task(
     draws=True,
     pipeline="image-segmentation",
     by_image=lambda row: float(row["dice"]),
+    rules=MASK_RULES,
 )

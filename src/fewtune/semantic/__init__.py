@@ -8,6 +8,7 @@ from typing import Any
 
 from fewtune.config import Recipe
 from fewtune.errors import Progress
+from fewtune.kinds import MASK_RULES
 from fewtune.segmentation import BATCH
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Described, Work
@@ -69,4 +70,5 @@ SEMANTIC = Task(
     _compare,
     draws=True,
     pipeline="image-segmentation",
+    rules=MASK_RULES,
 )

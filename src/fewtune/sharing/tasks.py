@@ -84,7 +84,7 @@ def _check(many: ManyTasks, path: Path) -> None:
         except FewtuneError as error:
             raise ConfigError(f"{path}, tasks.{name}: {error}") from None
     first = recipes[many.names[0]]
-    if first.method != "gps" or first.task != "classification" or first.budget is not None or first.selection:
+    if first.method != "gps" or not KINDS[first.task].rules.one_label or first.budget is not None or first.selection:
         raise ConfigError(f"{path}: tasks share connections of method=gps, counted by k, in classification")
     if first.train_on != "train":
         raise ConfigError(f"{path}: the shared part's epoch is chosen on validation images; leave train_on out")

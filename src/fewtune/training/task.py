@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewtune.config import Recipe
 from fewtune.errors import Progress
+from fewtune.kinds import Rules
 from fewtune.methods import TaskFile
 from fewtune.metrics import Interval
 from fewtune.training.work import Described, Work
@@ -83,6 +84,7 @@ class Task:
     """A kind of task.
 
     name: as recipes and task files say it.
+    rules: what it asks of a recipe.
     metric: the name of what validation measures; the larger the better.
     images: a recipe's data, listed and not opened: its splits by name.
     prepare: data, a fresh model, the learner: a run before it begins.
@@ -114,6 +116,7 @@ class Task:
     pipeline: str = "image-classification"
     answer: Callable[[Tensor, Sequence[str], Mapping[str, Any]], Answer] | None = None
     by_image: Callable[[Mapping[str, str]], float] | None = None
+    rules: Rules = field(default_factory=Rules)
 
 
 def columns(path: Path) -> Sequence[str]:
