@@ -103,9 +103,7 @@ def test_lists_on_the_command_line() -> None:
 def test_the_task_is_any_kind_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rules say what a recipe of it may hold, and whether the linear probe is solved in one go."""
     given = {"model": "timm:test_vit", "data": "x"}
-    with pytest.raises(
-        ConfigError, match=r"there is no task 'depth'; expected one of 'classification', 'segmentation'"
-    ):
+    with pytest.raises(ConfigError, match=r"there is no task 'depth'; expected one of 'classification', 'multi-label'"):
         recipe_from({**given, "task": "depth"})
     rules = Rules(objectives=("l1", "l2"), augments=("plain",), without=("mixup",))
     monkeypatch.setitem(KINDS, "depth", SimpleNamespace(name="depth", rules=rules))
@@ -115,7 +113,7 @@ def test_the_task_is_any_kind_of_the_table(monkeypatch: pytest.MonkeyPatch) -> N
     for wrong, words in (
         ({"objective": "supcon"}, "supcon is no objective of depth; expected one of l1, l2"),
         ({"augment": "flip"}, "augment=flip is not for task=depth: take plain"),
-        ({"mixup": 0.2}, "task=depth has no mixup"),
+        ({"mixup": 0.2}, "task=depth: they mean nothing for it, so there is no mixup"),
     ):
         with pytest.raises(ConfigError, match=words):
             recipe_from({**given, "task": "depth", **wrong})

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from fewtune.config import Recipe, read_yaml, recipe_from
 from fewtune.errors import ConfigError, FewtuneError, nearest
+from fewtune.kinds import KINDS
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 OF_ALL = (
