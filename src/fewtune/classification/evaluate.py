@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,46 +19,10 @@ from fewtune.errors import DataError, Progress
 from fewtune.metrics import paired_bootstrap, percent
 from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.seen import chosen
-from fewtune.training.task import Comparison, Rows, columns
+from fewtune.training.task import Comparison, Measured, Rows, Scored, columns
 
 COLUMNS = {"file", "label", "prediction"}
 """Of a file of labelled predictions."""
-
-
-class Measured(Protocol):
-    """The measures of some images."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-
-    def tables(self, title: str) -> list[Rows]:
-        """The same for a reader."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The measures, and one row of probabilities for every image."""
-
-    report: Measured | None
-    """Of images that the task has not seen; None where there are none."""
-    rows: Rows
-    training: Measured | None = None
-    """Of images that were trained on or chose the epoch, where they were asked for."""
-    told: dict[str, Any] = field(default_factory=dict)
-    """How the images were chosen."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The measures; those of training images apart, and how the images were chosen where that needs a word."""
-        return {
-            **(self.report.to_json() if self.report else {}),
-            **({"training_images": self.training.to_json()} if self.training else {}),
-            **({"data": self.told} if self.told else {}),
-        }
-
-    def tables(self) -> list[Rows]:
-        """The measures of all images, then those of every class; then the same of training images."""
-        titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
-        return [table for found, title in titled if found for table in found.tables(title)]
 
 
 def evaluate(
@@ -72,7 +36,7 @@ def evaluate(
     progress: Progress | None = None,
     include_training: bool = False,
     **data_options: Any,
-) -> Evaluation:
+) -> Scored:
     """Accuracy and its kin of a task file on labelled images (see `fewtune.classification.metrics.report`).
 
     Args:
@@ -111,7 +75,7 @@ def scored_as(
     include_training: bool,
     progress: Progress | None,
     **data_options: Any,
-) -> Evaluation:
+) -> Scored:
     """What `score` says of the images that a task may be scored on, and, where asked for, of those that it has seen.
 
     Args:
@@ -137,7 +101,7 @@ def scored_as(
         measured, told = score(images)
         reports.append(measured)
         rows += [{**row, **own} for row in told] if include_training else told
-    return Evaluation(reports[0], rows, reports[1], found.told)
+    return Scored(reports[0], rows, reports[1], found.told)
 
 
 def _by_task_labels(data: ImageData, known: tuple[str, ...]) -> ImageData:

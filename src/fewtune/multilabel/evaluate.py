@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fewtune.classification.evaluate import Evaluation, scored_as
+from fewtune.classification.evaluate import scored_as
 from fewtune.classification.predict import probabilities
 from fewtune.data import ImageData, Split
 from fewtune.errors import DataError, Progress
@@ -18,7 +18,7 @@ from fewtune.metrics import paired_bootstrap, percent
 from fewtune.multilabel.metrics import MultiLabelReport, paired_map, report
 from fewtune.multilabel.predict import SEPARATOR, load, prediction_rows, thresholds_of
 from fewtune.training.loaders import image_loader, pick_device
-from fewtune.training.task import Comparison, Rows, columns
+from fewtune.training.task import Comparison, Rows, Scored, columns
 
 COLUMNS = {"file", "labels", "predictions", "f1"}
 """Of a file of labelled predictions."""
@@ -35,7 +35,7 @@ def evaluate(
     progress: Progress | None = None,
     include_training: bool = False,
     **data_options: Any,
-) -> Evaluation:
+) -> Scored:
     """Mean average precision and F1 of a task file (see `fewtune.multilabel.metrics.report`).
 
     The arguments and errors are those of `fewtune.classification.evaluate.evaluate`; the data is a CSV file of images

@@ -120,7 +120,7 @@ def _of_class_masks(run: Run, worst: list[dict[str, str]], caption: str) -> Imag
     test = load_class_masks(run.recipe["data"], **known, **_drawn_by(run.recipe)).test
     if not isinstance(test, ClassMaskSplit) or any(row["file"] not in test.names for row in worst):
         return None
-    return draw_worst(task.segmenter, test, worst, caption)
+    return draw_worst(task.segmenter, test, known["names"], worst, caption)
 
 
 def data_uri(image: Image.Image, side: int = SIDE) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from fewtune.semantic.metrics import SemanticReport, confusion_of, dice_of_image
 from fewtune.semantic.predict import class_maps, coloured, load, tinted
 from fewtune.training.loaders import pick_device
 from fewtune.training.seen import chosen
-from fewtune.training.task import Comparison, Rows, columns
+from fewtune.training.task import Comparison, Rows, Scored, columns
 
 COLUMNS = {"file", "dice", "accuracy"}
 """Of a file of scored masks of several classes."""
@@ -33,32 +33,13 @@ SKIPPED = (90, 90, 90)
 """Colour of pixels that do not count, RGB."""
 
 
-@dataclass(frozen=True)
-class SemanticEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class SemanticEvaluation(Scored):
     """The measures, one row for every image, and what scored them."""
 
-    report: SemanticReport | None
-    """Of images that the task has not seen; None where there are none."""
-    rows: Rows
     segmenter: Segmenter
     split: ClassMaskSplit
-    training: SemanticReport | None = None
-    """Of images that were trained on or chose the epoch, where they were asked for."""
-    told: dict[str, Any] = field(default_factory=dict)
-    """How the images were chosen."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The measures; those of training images apart, and how the images were chosen."""
-        return {
-            **(self.report.to_json() if self.report else {}),
-            **({"training_images": self.training.to_json()} if self.training else {}),
-            **({"data": self.told} if self.told else {}),
-        }
-
-    def tables(self) -> list[Rows]:
-        """The measures of all images and of every class, then the same of training images."""
-        titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
-        return [table for measured, title in titled if measured for table in measured.tables(title)]
+    class_names: tuple[str, ...]
 
     def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
         """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
@@ -66,7 +47,7 @@ class SemanticEvaluation:
 
         rows = sorted(self.rows, key=lambda row: row["dice"])[:count]
         caption = f"the worst {len(rows)} of {len(self.rows)} images by the mean Dice of their classes"
-        save_png(draw_worst(self.segmenter, self.split, rows, caption, accelerator), path)
+        save_png(draw_worst(self.segmenter, self.split, self.class_names, rows, caption, accelerator), path)
 
 
 def evaluate(
@@ -104,8 +85,9 @@ def evaluate(
     images = parts.fresh or parts.trained
     assert images is not None
     rows = (fresh or trained or (None, []))[1]
+    reports = fresh[0] if fresh else None, trained[0] if trained else None
     return SemanticEvaluation(
-        fresh[0] if fresh else None, rows, task.segmenter, images, trained[0] if trained else None, parts.told
+        reports[0], rows, reports[1], parts.told, segmenter=task.segmenter, split=images, class_names=names
     )
 
 
@@ -129,7 +111,12 @@ def score(
 
 
 def draw_worst(
-    segmenter: Segmenter, split: ClassMaskSplit, rows: Sequence[Any], caption: str, accelerator: str = "auto"
+    segmenter: Segmenter,
+    split: ClassMaskSplit,
+    names: Sequence[str],
+    rows: Sequence[Any],
+    caption: str,
+    accelerator: str = "auto",
 ) -> Image.Image:
     """The sheet of some scored images, in the order of `rows` (file, dice)."""
     places = {name: index for index, name in enumerate(split.names)}
@@ -143,7 +130,8 @@ def draw_worst(
         errors[skipped] = SKIPPED
         shown = coloured(np.where(skipped, 0, truth))
         pictures = (image, shown, tinted(image, predicted), Image.fromarray(errors))
-        samples.append((f"{row['file']}    mean Dice {float(row['dice']):.3f}", pictures))
+        held = ", ".join(names[number] for number in np.unique(truth[~skipped]))
+        samples.append((f"{row['file']}    mean Dice {float(row['dice']):.3f}    truth: {held}", pictures))
     return draw_sheet(samples, caption, LEGEND)
 
 

@@ -60,6 +60,42 @@ class Drawn(Evaluation, Protocol):
         """Write a sheet of the worst `count` images as a PNG."""
 
 
+class Measured(Protocol):
+    """The measures of some images."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+
+    def tables(self, title: str) -> list[Rows]:
+        """The same for a reader."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The measures, and one row for every image: an `Evaluation`."""
+
+    report: Measured | None
+    """Of images that the task has not seen; None where there are none."""
+    rows: Rows
+    training: Measured | None = None
+    """Of images that were trained on or chose the epoch, where they were asked for."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """How the images were chosen."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The measures; those of training images apart, and how the images were chosen where that needs a word."""
+        return {
+            **(self.report.to_json() if self.report else {}),
+            **({"training_images": self.training.to_json()} if self.training else {}),
+            **({"data": self.told} if self.told else {}),
+        }
+
+    def tables(self) -> list[Rows]:
+        """The measures of all images, then those of every class; then the same of training images."""
+        titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
+        return [table for found, title in titled if found for table in found.tables(title)]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Second minus first of two files of predictions on the same images."""
