@@ -181,6 +181,11 @@ def test_nothing_shared_is_gps_and_all_shared_leaves_a_head(tasks: Path, out: Pa
     assert load_delta(tmp_path / "all/shared.safetensors").selection().whole
 
 
+def test_parts_of_the_budget_are_not_lost_to_rounding(tasks: Path) -> None:
+    many = read_tasks(tasks, ["share=0.9", "k=10"])
+    assert (many.own_k(), many.shared_k()) == (1, 18)
+
+
 def test_ranks_weigh_all_tasks_alike() -> None:
     model = timm.create_model("test_vit", num_classes=2)
     small, large = fewtune.random_importance(model, seed=0), fewtune.random_importance(model, seed=1)
@@ -202,6 +207,7 @@ def test_ranks_weigh_all_tasks_alike() -> None:
         (["tasks.task0.image_size=64"], "image_size must be the same for all tasks"),
         (["method=lora"], "share connections of method=gps"),
         (["mixup=0.2"], "mixup and cutmix"),
+        (["devices=2"], "trains on one device"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

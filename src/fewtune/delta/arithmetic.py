@@ -119,7 +119,9 @@ def _heads(deltas: Sequence[Delta], head: Delta | None) -> dict[str, Tensor]:
     classes = [delta.metadata.get("class_names") for delta in deltas]
     shapes = [delta.head_shapes for delta in deltas]
     if any(other != shapes[0] for other in shapes) or any(other != classes[0] for other in classes):
-        raise DeltaError("the tasks' heads are of different classes, so they have no mean: say whose head to take")
+        raise DeltaError(
+            "the tasks' heads are of different classes, so they have no mean: say whose head to take (--head-of FILE)"
+        )
     return {
         name: torch.stack([delta.whole[name].double() for delta in deltas]).mean(0).to(deltas[0].whole[name].dtype)
         for name in shapes[0]

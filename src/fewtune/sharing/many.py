@@ -141,7 +141,8 @@ def _shared_recipe(many: ManyTasks) -> Recipe:
     """The settings of all tasks, without what a task says of its own."""
     frozen = {} if many.share == 1 else dict.fromkeys(DENSE, "none")
     named = "+".join(many.recipe(name).data for name in many.names)
-    return recipe_from({**many.settings, "data": named, "k": many.shared_k(), **frozen})
+    one_device = {"devices": 1, "strategy": "auto"}
+    return recipe_from({**many.settings, "data": named, "k": many.shared_k(), **frozen, **one_device})
 
 
 def prepared(recipe: Recipe) -> ImageWork:

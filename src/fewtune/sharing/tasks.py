@@ -26,6 +26,8 @@ OF_ALL = (
     "relative_position", "exclude", "importance", "seed", "mixup", "cutmix",
 )  # fmt: skip
 """Settings that must be the same for all tasks."""
+DIGITS = 6
+"""To which connections a neuron are rounded: a tenth of ten is one."""
 
 
 class ManyTasks(BaseModel):
@@ -37,9 +39,13 @@ class ManyTasks(BaseModel):
     tasks: dict[Name, dict[str, Any]] = Field(min_length=1, description="name -> settings of that task, its data first")
 
     def recipe(self, task: str) -> Recipe:
-        """A task's recipe as if it were trained alone: its k is the number of connections a neuron without sharing."""
-        recipe = recipe_from({**self.settings, **self.tasks[task]})
-        return recipe if recipe.k is not None else recipe.changed(k=recipe.per_neuron)
+        """A task's recipe as if it were trained alone, on one device: its k is that without sharing."""
+        recipe = self.stated(task).changed(devices=1, strategy="auto")
+        return recipe if recipe.k is not None or recipe.budget is not None else recipe.changed(k=1.0)
+
+    def stated(self, task: str) -> Recipe:
+        """A task's recipe as it is said."""
+        return recipe_from({**self.settings, **self.tasks[task]})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,11 +54,15 @@ class ManyTasks(BaseModel):
 
     def shared_k(self) -> float:
         """Shared connections a neuron: the shared part of those of all tasks together, which is trained once."""
-        return self.share * len(self.tasks) * float(self.recipe(self.names[0]).k or 1)
+        return round(self.share * len(self.tasks) * self._k, DIGITS)
 
     def own_k(self) -> float:
         """Each task's own connections a neuron."""
-        return (1 - self.share) * float(self.recipe(self.names[0]).k or 1)
+        return round((1 - self.share) * self._k, DIGITS)
+
+    @property
+    def _k(self) -> float:
+        return float(self.recipe(self.names[0]).k or 1)
 
 
 def read_tasks(path: Path, overrides: Iterable[str] = ()) -> ManyTasks:
@@ -81,12 +91,14 @@ def _check(many: ManyTasks, path: Path) -> None:
     recipes = {}
     for name in many.names:
         try:
-            recipes[name] = many.recipe(name)
+            recipes[name] = many.stated(name)
         except FewtuneError as error:
             raise ConfigError(f"{path}, tasks.{name}: {error}") from None
     first = recipes[many.names[0]]
     if first.method != "gps" or not KINDS[first.task].rules.one_label or first.budget is not None or first.selection:
         raise ConfigError(f"{path}: tasks share connections of method=gps, counted by k, in classification")
+    if any(recipe.devices not in ("auto", 1) or recipe.num_nodes > 1 for recipe in recipes.values()):
+        raise ConfigError(f"{path}: fit-many trains on one device; leave devices and num_nodes out")
     if first.train_on != "train":
         raise ConfigError(f"{path}: the shared part's epoch is chosen on validation images; leave train_on out")
     if first.mixup or first.cutmix:
