@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewtune.errors import ExportError, one_line
@@ -51,6 +52,7 @@ def write_checkpoint(tuned: Tuned, folder: Path) -> Run:
     if not tuned.merged:
         tuned.task.plain_state_dict()  # says why
     library = library_of(tuned)
+    tuned.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # files hold no other
     library.write(tuned, folder)
     try:
         return Logits(library.load(tuned, folder).eval())

@@ -29,7 +29,10 @@ TOLERANCE = 1e-4
 """Of the logits, relative to the largest where that is over 1."""
 
 CLASSES = "one logit a class"
-MASK = "the logits of one mask, at the model's own resolution; resize them to the image's size before the sigmoid"
+MASK = (
+    "the logits of a mask, one channel or one a class, at the model's own resolution; resize them to the image's size, "
+    "then take the sigmoid of one channel or the largest of several"
+)
 
 Run = Callable[[Tensor], Tensor]
 """Images [B, 3, S, S], as the task's transform gives them, to logits [B, C]; of masks [B, 1, h, w]."""
@@ -90,6 +93,7 @@ class Tuned:
             "mean": list(backbone.mean),
             "std": list(backbone.std),
             "channels": "RGB, pixels / 255",
+            "task": self.task.delta.metadata.get("task", "classification"),
             "outputs": self.outputs,
             "backbone": backbone.source,
             "method": self.task.delta.metadata.get("method", ""),
