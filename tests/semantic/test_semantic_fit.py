@@ -23,7 +23,9 @@ from fewtune.errors import DataError, DeltaError, ModelError
 from fewtune.report import write_report
 from fewtune.segmentation.loaded import load_tuned_segmenter
 from fewtune.segmentation.models import load_segmenter
-from fewtune.tasks import compare, evaluate, fit, load_task, predict
+from fewtune.segmentation.sizes import at_size
+from fewtune.semantic.metrics import confusion_of, report
+from fewtune.tasks import compare, evaluate, fit, load_task, predict, prepare
 from fewtune.training.fit import Result
 from masks import mask_folder
 from mosaics import ARCHIVE, write_mosaics
@@ -61,6 +63,18 @@ def test_a_run_learns_and_its_measures_are_those_of_the_masks_that_it_draws(run:
     ground = (y[kept] == 0).mean() / 3  # of masks that are ground alone
     assert test["miou"]["value"] > ground + 0.05
     assert told[0]["share(ground)"] == pytest.approx((painted[0] == 0).mean(), abs=1e-6)
+
+
+def test_what_chooses_the_epoch_counts_pixels_as_the_test_does(run: Result) -> None:
+    work = prepare(tiny_recipe(run.metrics["data"], **SETTINGS, limit_train=10))
+    learner = work.learner(lambda _: pytest.fail("nothing is trained here"))
+    images, labels = map(torch.stack, zip(*map(work.train.__getitem__, range(3)), strict=True))
+    with torch.no_grad():
+        loss, counts = learner.judged(images, labels)
+        painted = at_size(learner(images), labels.shape[-2:]).argmax(1)
+    expected = [confusion_of(p, y, 3, IGNORED) for p, y in zip(painted.numpy(), labels.numpy(), strict=True)]
+    assert np.array_equal(counts.numpy(), np.stack(expected))
+    assert learner.overall(loss, counts)[1] == pytest.approx(report(expected, NAMES).miou.value)
 
 
 def test_masks_are_pngs_of_class_numbers_with_a_palette(run: Result, tmp_path: Path) -> None:
@@ -172,8 +186,6 @@ def test_tasks_of_other_numbers_of_classes_share_a_loaded_segmenter(run: Result,
 
 
 def test_the_segmenters_name_without_the_task_says_what_to_add(tmp_path: Path) -> None:
-    from fewtune.tasks import prepare
-
     with pytest.raises(ModelError, match=r"is a segmenter.*add task=segmentation"):
         prepare(tiny_recipe(tmp_path, model="demo:vit-small-saliency"))
     several = load_segmenter("demo:vit-small-saliency", pretrained=False, classes=3, image_size=28)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtune.losses import class_mask_loss
@@ -44,11 +43,13 @@ class ClassMaskLearner(Learner):
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss [B], and pixels by true and predicted class [B, classes, classes]: the measure is one of all images."""
         logits = at_size(self(images), labels.shape[-2:]).float()
-        classes, counted = logits.shape[1], labels != self.recipe.ignore
-        truth = F.one_hot(labels.where(counted, 0), classes) * counted[..., None]
-        painted = F.one_hot(logits.argmax(1), classes)
-        counts = truth.flatten(1, 2).transpose(1, 2).float() @ painted.flatten(1, 2).float()
-        return class_mask_loss(logits, labels, self.recipe.ignore), counts
+        classes, predicted = logits.shape[1], logits.argmax(1)
+        counts = []
+        for painted, truth in zip(predicted, labels, strict=True):
+            counted = truth != self.recipe.ignore
+            places = truth[counted] * classes + painted[counted]
+            counts.append(torch.bincount(places, minlength=classes**2).reshape(classes, classes))
+        return class_mask_loss(logits, labels, self.recipe.ignore), torch.stack(counts).float()
 
     def overall(self, loss: Tensor, measured: Tensor) -> tuple[float, float]:
         """Mean loss, and mean IoU over the classes that any mask has, of all pixels together."""
