@@ -57,11 +57,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def results(out: Path) -> dict[str, Any]:
     """What a grid gave, without times."""
-    found: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("delta.safetensors")}
-    found |= {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("test_predictions.csv")}
+    files: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("delta.safetensors")}
+    files |= {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("test_predictions.csv")}
     for path in out.rglob("validation.json"):
-        found[str(path.relative_to(out))] = json.loads(path.read_text())["candidates"]
-    return found
+        files[str(path.relative_to(out))] = json.loads(path.read_text())["candidates"]
+    return files
 
 
 @pytest.mark.slow

@@ -34,13 +34,13 @@ def test_every_place_holds_the_sum_of_the_changes(pair: tuple[Delta, Delta], com
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = combine(model, pair, made="of two")  # type: ignore[operator]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    found, parts = tuned(result.delta), [tuned(delta) for delta in pair]
+    result_of, parts = tuned(result.delta), [tuned(delta) for delta in pair]
     for name, original in Small().named_parameters():
         start = original.detach().double()
         expected = start + weight * sum(part[name] - start for part in parts)
         if name.startswith("head"):
             expected = sum(part[name] for part in parts) / 2
-        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(result_of[name], expected, rtol=1e-6, atol=1e-6)
     assert result.delta.metadata == {**pair[0].metadata, "made": "of two"}
     met = pair[0].selection() & pair[1].selection()
     assert result.shared == met.connections > 0

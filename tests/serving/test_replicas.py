@@ -51,11 +51,11 @@ def processes() -> dict[int, Any]:
     """The replicas of this session's cluster, by process id."""
     import psutil
 
-    found = psutil.process_iter(["cmdline", "create_time"])
+    listed = psutil.process_iter(["cmdline", "create_time"])
     begun = psutil.Process().create_time()
     return {
         p.pid: p
-        for p in found
+        for p in listed
         if "ServeReplica:fewtune" in " ".join(p.info["cmdline"] or []) and p.info["create_time"] > begun
     }
 

@@ -37,8 +37,8 @@ def trials_of(folder: Path) -> list[tuple[Any, ...]]:
     """What came of every trial that ended, as Optuna itself reads it."""
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'search.db'}")
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    found = study.get_trials(states=states)
-    return [(trial.params, trial.state, trial.value, trial.intermediate_values) for trial in found]
+    trials = study.get_trials(states=states)
+    return [(trial.params, trial.state, trial.value, trial.intermediate_values) for trial in trials]
 
 
 def test_listed_learning_rates_come_first_each_with_another_k() -> None:

@@ -23,12 +23,12 @@ def fit_many(
 
     folder = out or Path("runs") / tasks.stem
     outcome = run(read_tasks(tasks, settings or []), folder)
-    found = outcome.to_json()
+    summary = outcome.to_json()
     if as_json:
-        print_json({"folder": str(folder), **found})
+        print_json({"folder": str(folder), **summary})
     else:
-        rows = [{"task": name, "accuracy": f"{100 * value:.1f} %"} for name, value in found["tasks"].items()]
+        rows = [{"task": name, "accuracy": f"{100 * value:.1f} %"} for name, value in summary["tasks"].items()]
         if rows:
-            print_table([*rows, {"task": "mean", "accuracy": f"{100 * found['mean']:.1f} %"}], str(folder))
+            print_table([*rows, {"task": "mean", "accuracy": f"{100 * summary['mean']:.1f} %"}], str(folder))
     if outcome.failed:
         raise typer.Exit(1)

@@ -47,17 +47,17 @@ def shard_data(spec: str, progress: Progress | None = None) -> ImageData:
         DataError: there are no shards, one cannot be read, or a sample has no image or no class.
     """
     shards = _shards(spec)
-    found: dict[str, list[tuple[Member, Any]]] = {}
+    samples: dict[str, list[tuple[Member, Any]]] = {}
     for split, paths in shards.items():
         for number, path in enumerate(paths, 1):
             if progress:
                 progress(f"reading the headers of {split} shard {number} of {len(paths)}")
-            found.setdefault(split, []).extend(_samples(path))
-    if not found.get("train"):
+            samples.setdefault(split, []).extend(_samples(path))
+    if not samples.get("train"):
         raise DataError(f"wds:{spec} holds no training images")
-    classes = in_label_order({label for _, label in found["train"]})
+    classes = in_label_order({label for _, label in samples["train"]})
     number_of = {label: i for i, label in enumerate(classes)}
-    splits = {split: _split(split, samples, number_of) for split, samples in found.items()}
+    splits = {split: _split(split, some, number_of) for split, some in samples.items()}
     return ImageData(f"wds:{spec}", _class_names(Path(spec), classes), **splits)
 
 
@@ -99,16 +99,16 @@ def _shards(spec: str) -> dict[str, list[str]]:
     """Split -> its shards."""
     folder = Path(spec)
     if folder.is_dir():
-        found: dict[str, list[str]] = {}
+        shards: dict[str, list[str]] = {}
         for path in sorted(folder.glob("*.tar")):
             word = re.match(r"[A-Za-z]*", path.name)
-            found.setdefault(SPLIT_NAMES.get(word[0].lower() if word else "", "train"), []).append(str(path))
+            shards.setdefault(SPLIT_NAMES.get(word[0].lower() if word else "", "train"), []).append(str(path))
     else:
         paths = [path for braced in _braces(spec) for path in _starred(braced)]
-        found = {"train": paths} if paths else {}
-    if not found:
+        shards = {"train": paths} if paths else {}
+    if not shards:
         raise DataError(f"there are no shards (.tar) at {spec}: give a folder of them, or their paths with braces")
-    return found
+    return shards
 
 
 def _starred(path: str) -> list[str]:
@@ -117,17 +117,17 @@ def _starred(path: str) -> list[str]:
 
 def _braces(text: str) -> Iterator[str]:
     """ "a-{00..02}.tar" -> a-00.tar, a-01.tar, a-02.tar; "{x,y}" -> x, y."""
-    found = re.search(r"\{([^{}]*)\}", text)
-    if found is None:
+    braces = re.search(r"\{([^{}]*)\}", text)
+    if braces is None:
         yield text
         return
-    first, dots, last = found[1].partition("..")
+    first, dots, last = braces[1].partition("..")
     if dots and first.isdigit() and last.isdigit():
         parts = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
-        parts = found[1].split(",")
+        parts = braces[1].split(",")
     for part in parts:
-        yield from _braces(text[: found.start()] + part + text[found.end() :])
+        yield from _braces(text[: braces.start()] + part + text[braces.end() :])
 
 
 def _samples(path: str) -> Iterator[tuple[Member, Any]]:

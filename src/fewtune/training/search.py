@@ -78,7 +78,7 @@ def search_recipe(work: Work, storage: Path) -> SearchResult:
     as 0.
 
     Args:
-        work: the run that is to be trained with what is found.
+        work: the run that is to be trained with what is chosen.
         storage: the study's SQLite file.
 
     Raises:

@@ -54,11 +54,11 @@ class Space:
         """The same for Optuna."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-        found: dict[str, BaseDistribution] = {"lr": FloatDistribution(min(self.lr), max(self.lr), log=True)}
+        searched: dict[str, BaseDistribution] = {"lr": FloatDistribution(min(self.lr), max(self.lr), log=True)}
         for name, values in (("k", self.k), ("drop_path", self.drop_path)):
             if values:
-                found[name] = CategoricalDistribution(values)
-        return found
+                searched[name] = CategoricalDistribution(values)
+        return searched
 
 
 class Study:
