@@ -246,7 +246,7 @@ def _numbers(description: Description, blocks: dict[str, bytes]) -> dict[str, Te
         counts = [prod(size) for size in shapes.values()]
         bits = unpack(blocks[f"numbers.{kind}"], 8 * dtype.itemsize, sum(counts))
         together = torch.from_numpy(bits.view(f"i{dtype.itemsize}")).view(dtype)
-        parts = zip(shapes, together.split(counts), strict=True)
+        parts = zip(shapes, torch.split(together, counts), strict=True)
         result |= {name: part.view(shapes[name]) for name, part in parts}
     return result
 

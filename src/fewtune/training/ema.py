@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Average:
         """The averaged values and the count of steps."""
         return {"steps": self.steps, "values": [value.clone() for value in self.values]}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved average."""
         self.steps = state["steps"]
         for own, value in zip(self.values, state["values"], strict=True):

@@ -66,7 +66,7 @@ class Store:
         for start in range(0, len(names), at_once):
             part = names[start : start + at_once]
             file = self.folder / f"{uuid.uuid4().hex}.npy"
-            rows = np.lib.format.open_memmap(file, "w+", dtype, (len(part), *row))
+            rows = np.lib.format.open_memmap(file, "w+", dtype, (len(part), *row))  # type: ignore[no-untyped-call]
             filled = 0
             while filled < len(part):
                 block = rest if len(rest) else next(blocks)
@@ -79,7 +79,7 @@ class Store:
             self._open(file.with_suffix(".json"))
 
 
-class KeptImages(Dataset):
+class KeptImages(Dataset[tuple[Tensor, Any, int]]):
     """(what the border is given, label, index) by (epoch, index); an epoch shows one view of every image."""
 
     def __init__(self, store: Store, names: Sequence[Sequence[str]], labels: Sequence[Any]) -> None:
@@ -95,7 +95,7 @@ class KeptImages(Dataset):
         return torch.from_numpy(np.array(rows[row])), self.labels[index], index
 
 
-class _Views(Dataset):
+class _Views(Dataset[Tensor]):
     """Images by (view, index), drawn by the content of the image and the view alone, whatever the seed of the run."""
 
     def __init__(self, split: Any, wanted: Sequence[tuple[int, int]], contents: Sequence[bytes]) -> None:
@@ -107,7 +107,7 @@ class _Views(Dataset):
     def __getitem__(self, number: int) -> Tensor:
         view, index = self.wanted[number]
         with seeded(int.from_bytes(self.contents[index], "big"), view):
-            image, _ = self.split[index]
+            image: Tensor = self.split[index][0]
         return image
 
 

@@ -238,7 +238,8 @@ class Learner(pl.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is trained, and nothing that is frozen."""
-        return self.tuner.state_dict()
+        state: dict[str, Any] = self.tuner.state_dict()
+        return state
 
     def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         """Go on from a compact state."""
@@ -273,7 +274,7 @@ def _kept(state: Any) -> Any:
     return {key: _kept(value) for key, value in state.items()}
 
 
-def _optimizer(recipe: Recipe, groups: list[dict]) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     match recipe.optimizer:
         case "adam":
             return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)

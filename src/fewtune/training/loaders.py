@@ -21,7 +21,7 @@ WORTH_WORKERS = 8
 """Batches from which on processes that decode are worth their start."""
 
 
-class EpochSampler(DistributedSampler):
+class EpochSampler(DistributedSampler[Any]):
     """Yields (epoch, index); shuffled by seed + epoch, and dealt out to `num_replicas` processes."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
@@ -29,7 +29,7 @@ class EpochSampler(DistributedSampler):
             yield self.epoch, index
 
 
-class SeededImages(Dataset):
+class SeededImages(Dataset[tuple[Any, Any, int]]):
     """A split whose items are (image, label, index), with all randomness fixed by (seed, epoch, index)."""
 
     def __init__(self, split: Any, seed: int) -> None:
@@ -85,7 +85,7 @@ def image_loader(
     workers: int | None = 0,
     world: int = 1,
     rank: int = 0,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Batches (images, labels, indices) of a split, this process's share of them; see `keyed_loader`.
 
     workers: processes that decode; None leaves it to `decoding_workers`, which is right for images that are seen once.
@@ -96,7 +96,7 @@ def image_loader(
     return keyed_loader(SeededImages(split, seed), batch_size, seed=seed, epoch=epoch, **shared)
 
 
-class ImageLoader(DataLoader):
+class ImageLoader(DataLoader[Any]):
     """A DataLoader that says what is wrong with an image in one line, wherever the image was decoded."""
 
     def __iter__(self) -> Any:
@@ -116,7 +116,7 @@ def decoding_workers(images: int, batch_size: int) -> int:
 
 
 def keyed_loader(
-    items: Dataset,
+    items: Dataset[Any],
     batch_size: int,
     *,
     seed: int = 0,
@@ -125,7 +125,7 @@ def keyed_loader(
     workers: int = 0,
     world: int = 1,
     rank: int = 0,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Batches of what `items[epoch, index]` gives, (images, labels, indices), this process's share of them.
 
     Shares of several processes have equal length; the last ones repeat an image where the split does not divide,

@@ -124,7 +124,8 @@ class Seen:
 
 
 def _different_bits(looks: np.ndarray, look: np.uint64) -> np.ndarray:
-    return np.unpackbits((looks ^ look).view(np.uint8)).reshape(len(looks), 64).sum(axis=1)
+    bits: np.ndarray = np.unpackbits((looks ^ look).view(np.uint8)).reshape(len(looks), 64)
+    return np.asarray(bits.sum(axis=1))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class SafeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
         """Tensors, dicts, lists and numbers only."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
 
 
 class SaveEpochs(Checkpoint):
