@@ -109,6 +109,7 @@ def test_the_limit_holds_and_is_told_beforehand(images: Path, tmp_path: Path, ca
     with pytest.raises(ConfigError, match=r"above prefix_limit=1e-05"):
         fit(tiny_recipe(images, reach=1, keep_prefix="float32", prefix_limit=1e-5), tmp_path / "run")
     assert not list(cache.rglob("*.npy"))
+    assert not (tmp_path / "run" / "selection.safetensors").exists()  # said before anything was selected
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,10 @@ class KeptPrefix:
             wanted = _lacking(store, names)
             if wanted:
                 _announce(store, which, len(wanted), len(wanted) * int(np.prod(row)) * dtype.itemsize, recipe)
-                loader = DataLoader(_Views(split, wanted, contents), recipe.batch_size, num_workers=recipe.workers)
+                loader = DataLoader(
+                    _Views(split, wanted, contents), recipe.batch_size, num_workers=recipe.workers,
+                    generator=torch.Generator(),  # else it would draw from the run's own random numbers
+                )  # fmt: skip
                 blocks = (_as_rows(shortcut.below(images.to(device)), last, dtype) for images in shown(
                     loader, f"frozen part: {which}", len(loader)))  # fmt: skip
                 store.add([names[view][index] for view, index in wanted], row, dtype, blocks)
@@ -186,11 +189,11 @@ def _announce(store: Store, which: str, rows: int, needed: int, recipe: Recipe) 
     """Say what will be kept; ConfigError where that is too much."""
     root = store.folder.parent
     held = sum(file.stat().st_size for file in root.rglob("*.npy"))
-    size = f"{rows:,} rows of {which} images, {needed / GB:.2f} GB"
+    size = f"{rows:,} rows of {which} images, {needed / GB:.3f} GB"
     advice = "take fewer images or views, keep_prefix=float16, or keep_prefix=none"
     if held + needed > recipe.prefix_limit * GB:
         raise ConfigError(
-            f"keep_prefix: {size}, would let {root} grow to {(held + needed) / GB:.2f} GB, above "
+            f"keep_prefix: {size}, would let {root} grow to {(held + needed) / GB:.3f} GB, above "
             f"prefix_limit={recipe.prefix_limit:g}; raise it, delete what is there (it can be computed again), or "
             f"{advice}"
         )

@@ -87,6 +87,9 @@ class Learner(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Attach the tuner, unless that is done; the start of training is the first that can be the best."""
+        border = None if self.recipe.reach is None else find_border(self.model, self.recipe.reach)
+        if border is not None and self.recipe.keep_prefix != "none" and self.kept is None:
+            self.kept = self._keep(border)  # first: where it is too much, nothing has been selected in vain
         if self.tuner is None:
             self.tuner = self.attach(self)
             if self.start is not None:
@@ -96,12 +99,8 @@ class Learner(pl.LightningModule):
             if self.recipe.ema is not None:
                 self.average = Average(self.tuner, self.recipe.ema)
         self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
-        if self.recipe.reach is not None:
-            border = find_border(self.model, self.recipe.reach)
-            if self.recipe.keep_prefix != "none" and self.kept is None:
-                self.kept = self._keep(border)
-            for module in border.below.values():
-                module.eval()  # what is frozen is not disturbed by dropout either
+        for module in border.below.values() if border is not None else ():
+            module.eval()  # what is frozen is not disturbed by dropout either
 
     def _keep(self, border: Border) -> KeptPrefix:
         """What lies below the border, computed once for each image."""
