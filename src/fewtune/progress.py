@@ -82,5 +82,5 @@ def _written(what: str) -> Iterator[Counted]:
 def duration(seconds: float) -> str:
     """A rough time in the unit that reads best."""
     if seconds < 100:
-        return f"{seconds:.0f} seconds"
+        return "1 second" if round(seconds) == 1 else f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

