@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,5 +69,6 @@ def test_memory_is_unknown_where_nothing_tells_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory, "_status", lambda key: None)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert memory.peak_memory() == memory.held_memory() == 0
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: 1 / "on Windows")  # a TypeError
+    windows = SimpleNamespace(CDLL=lambda name: 1 / name)  # of None it is a TypeError there too
+    monkeypatch.setattr(memory, "ctypes", windows)
     memory.reset_peak_memory()
