@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fewtune.errors import ModelError
 from fewtune.neurons.roles import EXPERT_WEIGHTS, Role, behaves_like_norm, is_experts, listed_role, qualified
-from fewtune.neurons.views import View
+from fewtune.neurons.views import Kind, View
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -34,6 +34,11 @@ class AskModel:
 ASK_MODEL: Final = AskModel()
 
 HeadSpec = str | Iterable[str] | None | AskModel
+
+
+LAYERS: dict[str, dict[str, Kind]] = {"transformers.pytorch_utils.Conv1D": {"weight": "columns"}}
+"""Class by module and qualified name -> its weights of neurons and how each is seen. Subclasses count; torch's own
+classes are told in `weight_views`. A script may add a class; `roles.ROLES` has the roles of its other parameters."""
 
 
 def weight_views(module: nn.Module) -> Iterator[tuple[str, View]]:
@@ -61,8 +66,9 @@ def weight_views(module: nn.Module) -> Iterator[tuple[str, View]]:
         case nn.RNNCellBase():
             for attribute in ("weight_ih", "weight_hh"):
                 yield from view(attribute)
-        case _ if any(qualified(c) == "transformers.pytorch_utils.Conv1D" for c in type(module).__mro__):
-            yield from view("weight", "columns")
+        case _ if listed := next((LAYERS[q] for c in type(module).__mro__ if (q := qualified(c)) in LAYERS), None):
+            for attribute, kind in listed.items():
+                yield from view(attribute, kind)
         case _ if is_experts(module):
             for attribute in EXPERT_WEIGHTS:
                 if attribute in module._parameters:
