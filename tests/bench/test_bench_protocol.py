@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fewtune.bench.job import Job, do
-from fewtune.errors import ConfigError, TuningError
+from fewtune.errors import ConfigError
+from fewtune.methods.linear import REGULARISATION
 from fewtune.tasks import evaluate, fit, prepare
 from runs import coloured_folder, tiny_recipe
 
@@ -92,10 +93,11 @@ def test_a_choosing_run_is_judged_by_all_its_epochs_the_last_or_the_best(images:
     assert judged["best"] == [{**best, "setting": {}}]
 
 
-def test_the_probe_needs_its_regularisation(images: Path, tmp_path: Path) -> None:
+def test_where_the_probe_has_its_regularisation_from(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, method="linear", train_on="train+val")
-    with pytest.raises(TuningError, match="regularisation=C"):
-        fit(recipe, tmp_path / "without")
+    held_back = fit(recipe, tmp_path / "held-back").metrics["validation"]  # a fifth of the training images chose it
+    assert held_back.keys() == {"regularisation"}
+    assert held_back["regularisation"] in REGULARISATION
     result = fit(recipe.changed(regularisation=0.1), tmp_path / "with")
     assert result.metrics["validation"] == {"regularisation": 0.1}
     chosen = fit(recipe.changed(train_on="train"), tmp_path / "chosen").metrics["validation"]
