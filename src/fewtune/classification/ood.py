@@ -23,7 +23,7 @@ from fewtune.data.formats.imagenet import CORRUPTIONS, SEVERITIES
 from fewtune.data.load import class_split
 from fewtune.data.split import Split
 from fewtune.data.transforms import eval_transform
-from fewtune.errors import ConfigError, DataError
+from fewtune.errors import ConfigError, DataError, Progress
 from fewtune.metrics import wilson
 from fewtune.models import Backbone
 from fewtune.training.loaders import image_loader, pick_device
@@ -144,7 +144,7 @@ def score_task(
     batch_size: int = 32,
     workers: int = 0,
     accelerator: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """A task file on each of the sets; the file names its backbone, its transform and its classes."""
     for key in keys:

@@ -138,7 +138,8 @@ def cost(
 ) -> None:
     """Time and memory of training and inference, all methods side by side: the paper's cost figure."""
     from fewtune.bench.cost import PAPER, Setting, measure
-    from fewtune.cli.output import print_json, print_table, size
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.progress import size
 
     machine: dict[str, Any] = {"accelerator": accelerator, "threads": threads, "library": library}
     setting = Setting(model, batch, image_size, pretrained=pretrained, **machine)

@@ -17,10 +17,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 @app.command("inspect")
 def inspect(file: TaskFile, as_json: AsJson = False) -> None:
     """Print what a task file holds: its backbone, classes, settings, and the changes of every layer."""
-    from fewtune.cli.output import print_json, size
+    from fewtune.cli.output import print_json
     from fewtune.delta import Delta
     from fewtune.hub import resolve
     from fewtune.methods import load_task_file
+    from fewtune.progress import size
 
     found = resolve(file)
     delta = load_task_file(found.path)

@@ -44,8 +44,8 @@ def demo(
 
 def _measured(title: str, metrics: dict[str, Any]) -> dict[str, str]:
     """An arm's line of the table."""
-    from fewtune.cli.output import size
     from fewtune.metrics import percent
+    from fewtune.progress import size
 
     return {
         "method": title,

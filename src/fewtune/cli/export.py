@@ -21,8 +21,9 @@ def export(
     """Write the tuned model for timm, transformers, onnxruntime or torch, checked against the task's predictions."""
     import logging
 
-    from fewtune.cli.output import print_json, size
+    from fewtune.cli.output import print_json
     from fewtune.export import export_task
+    from fewtune.progress import size
 
     made = export_task(
         task, to, out, int8=int8, data=data, seed=seed, test_fraction=test_fraction,

@@ -86,7 +86,8 @@ def _report(folder: RunFolder) -> None:
 
 def show(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     """A run's result on stdout."""
-    from fewtune.cli.output import print_json, print_table, size
+    from fewtune.cli.output import print_json, print_table
+    from fewtune.progress import size
     from fewtune.tasks import TASKS
     from fewtune.training.run_folder import RunFolder
 

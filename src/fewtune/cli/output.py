@@ -34,12 +34,3 @@ def console(least: int) -> Console:
 
     plain = Console()
     return plain if plain.is_terminal else Console(width=max(plain.width, least))
-
-
-def size(number: float) -> str:
-    """Bytes in the unit that reads best."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"

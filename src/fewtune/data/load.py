@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fewtune.data.listing import Expected, Listing
 from fewtune.data.sampling import complement, few_of_each, stratified
 from fewtune.data.shards import shard_data
 from fewtune.data.split import ImageData, Split, image_data, refuse, split_of
-from fewtune.errors import DataError
+from fewtune.errors import DataError, Progress
 
 
 def load_data(
@@ -28,7 +27,7 @@ def load_data(
     limit_train: int | None = None,
     limit_test: int | None = None,
     shots: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ImageData:
     """A labelled image set.
 
@@ -82,7 +81,7 @@ def class_split(folder: Path, root: Path) -> tuple[tuple[str, ...], Split]:
 # From a name or path
 
 
-def _by_name_or_path(spec: str | Path, progress: Callable[[str], None] | None) -> ImageData:
+def _by_name_or_path(spec: str | Path, progress: Progress | None) -> ImageData:
     match str(spec).partition(":"):
         case ("task", ":", name):
             return _declared(name)

@@ -14,6 +14,7 @@ from fewtune.errors import FewtuneError, MissingExtra
 from fewtune.files import write_bytes
 from fewtune.kinds import DEFAULT
 from fewtune.metrics import Interval, paired_bootstrap
+from fewtune.progress import size
 from fewtune.report import charts, features, kinds, where
 from fewtune.report.findings import confusions, findings
 from fewtune.report.pictures import Gallery, gallery
@@ -191,8 +192,8 @@ def _cost(run: Run) -> dict[str, str]:
     metrics = run.metrics
     rows = {
         "time": _duration(metrics["seconds"]),
-        "peak memory": _bytes(metrics["peak_memory_bytes"]),
-        "task file": _bytes(metrics["delta_bytes"]),
+        "peak memory": size(metrics["peak_memory_bytes"]),
+        "task file": size(metrics["delta_bytes"]),
         "trained parameters": f"{metrics['trained']:,}",
     }
     if "test_seconds" in metrics and "test" in metrics:
@@ -286,14 +287,6 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
 
 
 def _shell(command: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtune.data.transforms import Transform, eval_transform
-from fewtune.errors import DataError, FewtuneError
+from fewtune.errors import DataError, FewtuneError, Progress
 from fewtune.methods import load_task_file
 from fewtune.models import Backbone, backbone_from_description, channels_last, load_backbone
 from fewtune.serving.bank import TaskBank
@@ -52,7 +51,7 @@ def open_bank(
     backbone: str | None = None,
     *,
     device: torch.device | str = "cpu",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> OpenedBank:
     """A bank of the task files in a folder.
 

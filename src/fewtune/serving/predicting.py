@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtune.data.images import image_files, open_image, readable
-from fewtune.errors import DataError
+from fewtune.errors import DataError, Progress
 from fewtune.progress import shown
 from fewtune.serving.bank import Prediction
 from fewtune.serving.opening import OpenedBank, open_bank
@@ -26,7 +26,7 @@ def predict_tasks(
     backbone: str | None = None,
     batch_size: int = 32,
     accelerator: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     strict: bool = True,
 ) -> list[dict[str, Any]]:
     """One row for every image and task: file, task, prediction, its probability, and each class's probability.

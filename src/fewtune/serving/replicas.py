@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewtune.errors import ConfigError, MissingExtra, one_line
+from fewtune.errors import ConfigError, MissingExtra, Progress, one_line
 from fewtune.serving.limits import Limits
 from fewtune.serving.opening import open_bank
 from fewtune.training.loaders import pick_device
@@ -62,7 +62,7 @@ def serve_on_ray(
     limits: Limits | None = None,
     token: str | None = None,
     accelerator: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     blocking: bool = True,
 ) -> None:
     """Serves a folder of tasks, which all nodes see under the same path, on the cluster of RAY_ADDRESS or of this

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from fewtune.errors import MissingExtra
+from fewtune.errors import MissingExtra, Progress
 from fewtune.serving.limits import Limits
 from fewtune.serving.memory import keep_freed_memory
 from fewtune.serving.opening import open_bank
@@ -24,7 +23,7 @@ def serve(
     limits: Limits | None = None,
     token: str | None = None,
     accelerator: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Serves a folder of tasks until it is told to stop (SIGINT, SIGTERM); what was begun is then answered.
 

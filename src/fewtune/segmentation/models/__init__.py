@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fewtune.errors import ConfigError, MissingExtra, ModelError
+from fewtune.errors import ConfigError, MissingExtra, ModelError, Progress
 from fewtune.segmentation.models import saliency
 from fewtune.segmentation.models.linear import load_linear
 from fewtune.segmentation.models.segmenter import Segmenter
@@ -24,7 +23,7 @@ def load_segmenter(
     drop_path: float = 0.0,
     seed: int = 0,
     classes: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Segmenter:
     """A segmenter by name.
 
@@ -92,7 +91,7 @@ def _load_sam(source: str, config: Any, *, drop_path: float, **options: Any) -> 
     return load_sam(source, config, **options)
 
 
-def segmenter_from_description(description: dict[str, Any], progress: Callable[[str], None] | None = None) -> Segmenter:
+def segmenter_from_description(description: dict[str, Any], progress: Progress | None = None) -> Segmenter:
     """The segmenter that `Segmenter.describe` described, with the described inputs.
 
     Raises:
