@@ -150,14 +150,15 @@ def _prepared(method: str, model: nn.Module) -> nn.Module:
 
 
 def _peft(method: str, model: nn.Module) -> nn.Module:
-    """PEFT's methods on every linear layer but the head (on every convolution where a model has none)."""
+    """PEFT's methods on every linear layer but the head (where a model has none, on dense convolutions)."""
     import peft
 
     classifier = model.get_classifier()
     layers = {name: module for name, module in model.named_modules() if module is not classifier}
     targets = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
     if not targets and method == "LoRA r=8":
-        targets = [name for name, module in layers.items() if isinstance(module, nn.Conv2d)]
+        dense = (name for name, m in layers.items() if isinstance(m, nn.Conv2d) and m.groups == 1)
+        targets = list(dense)  # PEFT knows no grouped ones of this rank
     head = next(name for name, module in model.named_modules() if module is classifier)
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": [head]}
     match method:
