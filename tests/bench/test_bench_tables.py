@@ -120,8 +120,12 @@ def test_differences_are_paired_by_image_over_the_seeds_that_both_have(tmp_path:
             recipe = run.recipe(grid, {})
             folder = RunFolder(tmp_path / task / run.name)
             folder.begin(recipe)
-            lines = [f"{n},{p[0]},{p[1]},0.4,0.6,{0.1 * i}" for i, (n, p) in enumerate(hits[method].items())]
-            folder.predictions.write_text("\n".join(["file,label,prediction,p(x),p(y),dice", *lines]) + "\n")
+            if task == "classification":
+                lines = [f"{name},{p[0]},{p[1]},0.4,0.6" for name, p in hits[method].items()]
+                lines.insert(0, "file,label,prediction,p(x),p(y)")
+            else:
+                lines = ["file,dice", *(f"{name},{0.1 * i}" for i, name in enumerate(hits[method]))]
+            folder.predictions.write_text("\n".join(lines) + "\n")
             folder.metrics.write_text(json.dumps({"seconds": 1.0, "test": {"images": 3, **test}}))
             runs[seed] = record_of(run, recipe, tmp_path / task)
         return Cell("t", method, recipe, runs, {})
