@@ -31,12 +31,12 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
-# Tutorials: kept results are used again while a tutorial is unchanged.
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(Path(__file__).parents[1] / "build/tutorials")
+nb_execution_mode = "force"  # a tutorial runs whenever its page is read: from nothing, all of them
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm, about widgets that no page has
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where `fewtune` lies
 
 default_role = "code"  # docstrings name things in single backticks
