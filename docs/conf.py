@@ -7,7 +7,9 @@ import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
+import myst_nb.core.render
 import typer.main
+from nbformat import NotebookNode
 from typer import Context
 from typer.cli import get_docs_for_click
 
@@ -49,6 +51,24 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
+
+
+def joined_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """A cell's outputs with all of stdout as one, then all of stderr, before what else it shows.
+
+    A command's output comes in pieces of 100 bytes, and myst-nb's own merging ends every piece with a line break.
+    """
+    texts: dict[str, NotebookNode] = {}
+    for output in outputs:
+        if output["output_type"] == "stream":
+            first = texts.setdefault(output["name"], output)
+            if first is not output:
+                first["text"] += output["text"]
+    others = [output for output in outputs if output["output_type"] != "stream"]
+    return [texts[name] for name in ("stdout", "stderr") if name in texts] + others
+
+
+myst_nb.core.render.coalesce_streams = joined_streams
 
 
 def write_command_line(_app: object) -> None:
