@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fewtune.errors import ConfigError, MissingExtra, nearest
 
@@ -33,6 +33,15 @@ class Deferred:
             if importlib.util.find_spec(library) is None:
                 raise MissingExtra(library, self.extra)
         return EntryPoint("", self.reference, "").load()
+
+
+def later(reference: str) -> Callable[..., Any]:
+    """A function of fewtune's own, by module and name ("fewtune.report:write_report"), imported when it is called."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        return cast("Callable[..., Any]", Deferred(reference).load())(*args, **options)
+
+    return call
 
 
 class Table(MutableMapping[str, T]):

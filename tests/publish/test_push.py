@@ -145,13 +145,13 @@ def test_what_cannot_be_pushed_is_told_in_one_line(case: Case, client: pytest.Mo
 
 def test_of_a_path_the_last_part_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, left in {
-        "/home/me/my data/birds": "birds",
-        "/home/me/birds/": "birds",
+        "/srv/me/my data/birds": "birds",
+        "/srv/me/birds/": "birds",
         "~/birds": "birds",
         "../birds": "birds",
         r"C:\Users\me\birds": "birds",
-        "file:/home/me/vit.pth": "file:vit.pth",
-        "task:kvasir-seg?root=/home/me/sets": "task:kvasir-seg?root=sets",
+        "file:/srv/me/vit.pth": "file:vit.pth",
+        "task:kvasir-seg?root=/srv/me/sets": "task:kvasir-seg?root=sets",
         "hf:google/vit-base": "hf:google/vit-base",
         "timm:vit_small_patch16_224": "timm:vit_small_patch16_224",
         "hf://org/name@main/delta.safetensors": "hf://org/name@main/delta.safetensors",

@@ -19,7 +19,7 @@ from fewtune.errors import DataError, Progress
 from fewtune.metrics import paired_bootstrap, percent
 from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.seen import chosen
-from fewtune.training.task import Comparison, Measured, Rows, Scored, columns
+from fewtune.training.task import Comparison, Measured, Rows, Scored, columns, same_images
 
 COLUMNS = {"file", "label", "prediction"}
 """Of a file of labelled predictions."""
@@ -135,10 +135,7 @@ def read_hits(path: str | Path) -> dict[str, float]:
 def paired_hits(first: str | Path, second: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Hits of two files of predictions on the same images, in the same order; DataError where the images differ."""
     a, b = read_hits(first), read_hits(second)
-    if set(a) != set(b):
-        only = sorted(set(a) ^ set(b))
-        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
-    names = sorted(a)
+    names = same_images(first, a, second, b)
     return np.array([a[name] for name in names]), np.array([b[name] for name in names])
 
 

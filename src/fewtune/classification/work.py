@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -31,7 +31,7 @@ from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.memory import recompute_activations
 from fewtune.training.run_folder import RunFolder
 from fewtune.training.tuners import Share
-from fewtune.training.work import DECODED_FIRST, Start, Work
+from fewtune.training.work import DECODED_FIRST, Start, Work, division
 
 log = logging.getLogger("fewtune")
 
@@ -42,7 +42,7 @@ class ImageWork(Work):
 
     data: ImageData
     backbone: Backbone
-    learner_class = Classifier
+    learner_class: ClassVar[type[Learner]] = Classifier
 
     @property
     def train(self) -> Split:
@@ -54,7 +54,7 @@ class ImageWork(Work):
         """Images of a split as they are evaluated."""
         return split.with_transform(eval_transform(self.recipe.augment, self.backbone))
 
-    def learner(self, attach: Callable[[Learner], Tuner]) -> Classifier:
+    def learner(self, attach: Callable[[Learner], Tuner]) -> Learner:
         """Trains on the training images, judges on the validation images, where there are some."""
         val = None if self.data.val is None else self.evaluated(self.data.val)
         return Classifier(self.backbone.model, self.recipe, self.train, val, self.data.num_classes, attach)
@@ -106,7 +106,7 @@ class ImageWork(Work):
         test = self.data.test
         if test is None:
             return {}
-        found, labels = self._predicted(test)
+        found, labels = self.predicted(test)
         tuned = read_hits(folder.predictions)
         before = (found.argmax(1) == labels).numpy()
         now = np.array([tuned[str(name)] for name in test.names])
@@ -118,7 +118,7 @@ class ImageWork(Work):
         test, names = self.data.test, self.data.class_names
         if test is not None:
             begun = time.perf_counter()
-            found, labels = self._predicted(test)
+            found, labels = self.predicted(test)
             metrics["test_seconds"] = time.perf_counter() - begun
             metrics["test"] = report(found, labels, names).to_json()
             write_csv(folder.predictions, prediction_rows(test.names, found, names, test.labels))
@@ -126,24 +126,15 @@ class ImageWork(Work):
             metrics["ood"] = score_sets(self.recipe, self.backbone, names)
         return metrics
 
-    def _predicted(self, test: Split) -> tuple[Tensor, Tensor]:
-        """Probabilities [N, C] and labels [N] of test images by the model as it is."""
-        loader = image_loader(self.evaluated(test), self.recipe.batch_size, workers=self.recipe.workers)
-        return probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), "test")
+    def predicted(self, split: Split, text: str = "test", **options: Any) -> tuple[Tensor, Tensor]:
+        """Probabilities [N, C] and labels of a split's images by the model as it is; see `probabilities`."""
+        loader = image_loader(self.evaluated(split), self.recipe.batch_size, workers=self.recipe.workers)
+        return probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), text, **options)
 
 
 def data_of(recipe: Recipe) -> ImageData:
     """The images that a recipe names, listed and not opened."""
-    return load_data(
-        recipe.data,
-        seed=recipe.seed,
-        val_fraction=recipe.val_fraction,
-        test_fraction=recipe.test_fraction,
-        limit_train=recipe.limit_train,
-        limit_test=recipe.limit_test,
-        shots=recipe.shots,
-        progress=log.info,
-    )
+    return load_data(recipe.data, **division(recipe), shots=recipe.shots, progress=log.info)
 
 
 def prepare(recipe: Recipe) -> ImageWork:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from fewtune.metrics import paired_bootstrap, percent
 from fewtune.multilabel.metrics import MultiLabelReport, paired_map, report
 from fewtune.multilabel.predict import SEPARATOR, load, prediction_rows, thresholds_of
 from fewtune.training.loaders import image_loader, pick_device
-from fewtune.training.task import Comparison, Rows, Scored, columns
+from fewtune.training.task import Comparison, Rows, Scored, columns, read_rows, same_images
 
 COLUMNS = {"file", "labels", "predictions", "f1"}
 """Of a file of labelled predictions."""
@@ -64,11 +63,8 @@ def recognises(path: Path) -> bool:
 
 def compare(first: Path, second: Path) -> Comparison:
     """Mean average precision and F1 by image of the second file minus the first's, on the same images (bootstrap)."""
-    one, two = _read(first), _read(second)
-    if set(one) != set(two):
-        only = sorted(set(one) ^ set(two))
-        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
-    names = sorted(one)
+    one, two = (read_rows(path, recognises, COLUMNS) for path in (first, second))
+    names = same_images(first, one, second, two)
     classes = [key for key in one[names[0]] if key.startswith("p(")]
     if classes != [key for key in two[names[0]] if key.startswith("p(")]:
         raise DataError(f"{first} and {second} are of different classes")
@@ -87,13 +83,3 @@ def compare(first: Path, second: Path) -> Comparison:
     ]  # fmt: skip
     values = {"images": len(names), **{name: asdict(one) for name, one in differences.items()}}
     return Comparison(differences, rows, values)
-
-
-def _read(path: Path) -> dict[str, dict[str, str]]:
-    """File name -> row, from a CSV file of labelled predictions; DataError where it is missing or is none."""
-    if not recognises(path):
-        raise DataError(
-            f"{path} must be a CSV file with the columns {', '.join(sorted(COLUMNS))}, as evaluate writes it"
-        )
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["file"]: row for row in csv.DictReader(file)}

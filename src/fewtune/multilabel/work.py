@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from fewtune.classification.predict import probabilities
 from fewtune.classification.work import ImageWork, checked
 from fewtune.config import Recipe
-from fewtune.data import ImageData, Split
+from fewtune.data import ImageData
 from fewtune.files import write_csv
-from fewtune.methods import Tuner
 from fewtune.multilabel.learner import MultiLabelLearner
 from fewtune.multilabel.metrics import THRESHOLD, best_thresholds, report
 from fewtune.multilabel.predict import prediction_rows
 from fewtune.objectives import BinaryCrossEntropy, Objective, SupCon
-from fewtune.training.learner import Learner
-from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.run_folder import RunFolder
+from fewtune.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,8 @@ class MultiLabelWork(ImageWork):
 
     thresholds: tuple[float, ...] | None = field(default=None, kw_only=True)
     """The probability from which each class is predicted; None until the model is trained."""
-    learner_class = MultiLabelLearner  # type: ignore[assignment]
-
-    def learner(self, attach: Callable[[Learner], Tuner]) -> MultiLabelLearner:  # type: ignore[override]
-        """Trains on the training images, judges on the validation images, where there are some."""
-        val = None if self.data.val is None else self.evaluated(self.data.val)
-        return MultiLabelLearner(self.backbone.model, self.recipe, self.train, val, attach)
+    learner_class = MultiLabelLearner
+    learner = Work.learner
 
     @property
     def objective(self) -> Objective:
@@ -53,7 +45,9 @@ class MultiLabelWork(ImageWork):
         """With the threshold of each class that has the largest F1 on validation images; 0.5 where there are none."""
         if self.data.val is None:
             return replace(self, thresholds=(THRESHOLD,) * self.classes)
-        return replace(self, thresholds=best_thresholds(*self._scored(self.data.val, "thresholds")))
+        return replace(
+            self, thresholds=best_thresholds(*self.predicted(self.data.val, "thresholds", of_logits=torch.sigmoid))
+        )
 
     def describe(self, **more: Any) -> dict[str, Any]:
         """As that of any run, with the thresholds."""
@@ -66,14 +60,10 @@ class MultiLabelWork(ImageWork):
             return {}
         assert self.thresholds is not None
         begun = time.perf_counter()
-        scores, labels = self._scored(test, "test")
+        scores, labels = self.predicted(test, of_logits=torch.sigmoid)
         seconds = time.perf_counter() - begun
         write_csv(folder.predictions, prediction_rows(test.names, scores, names, self.thresholds, labels))
         return {"test_seconds": seconds, "test": report(scores, labels, names, self.thresholds).to_json()}
-
-    def _scored(self, split: Split, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        loader = image_loader(self.evaluated(split), self.recipe.batch_size, workers=self.recipe.workers)
-        return probabilities(self.backbone.model, loader, pick_device(self.recipe.accelerator), text, torch.sigmoid)
 
 
 def prepare(recipe: Recipe) -> MultiLabelWork:

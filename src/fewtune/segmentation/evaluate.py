@@ -24,7 +24,7 @@ from fewtune.segmentation.predict import probability_maps
 from fewtune.segmentation.sheet import draw_sheet, of_object
 from fewtune.training.loaders import pick_device
 from fewtune.training.seen import chosen
-from fewtune.training.task import Comparison, Rows, columns
+from fewtune.training.task import Comparison, Rows, columns, same_images
 
 ROUNDED = 8
 """Digits of the measures of an image in a file."""
@@ -158,10 +158,8 @@ def compare(first: Path, second: Path) -> Comparison:
     Both are CSV files as `evaluate` and a run write them. DataError where the images differ or a column is missing.
     """
     a, b = read_measures(first), read_measures(second)
-    if set(a) != set(b):
-        only = sorted(set(a) ^ set(b))
-        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
-    found = paired_differences([a[name] for name in sorted(a)], [b[name] for name in sorted(a)])
+    names = same_images(first, a, second, b)
+    found = paired_differences([a[name] for name in names], [b[name] for name in names])
     values = {name: asdict(interval) for name, interval in found.items()}
     return Comparison(found, _intervals(values, f"{second} minus {first}"), values)
 

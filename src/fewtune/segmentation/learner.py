@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewtune.config import Recipe
 from fewtune.losses import segmentation_loss
 from fewtune.segmentation.metrics import THRESHOLD
 from fewtune.segmentation.sizes import at_size
@@ -29,11 +27,6 @@ class MaskLearner(Learner):
     """
 
     measure = "dice"
-
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, train: Any, val: Any, attach: Callable[[Learner], Any]
-    ) -> None:
-        super().__init__(model, recipe, train, val, attach)
 
     def forward(self, images: Tensor) -> Tensor:
         """Mask logits [B, 1, h, w]."""

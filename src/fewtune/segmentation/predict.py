@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,27 +107,54 @@ def predict(
     Raises:
         DataError: a path is missing or unreadable, there is no image, or two images have one name.
     """
+
+    def draw(task: LoadedSegmenter, files: list[Path], targets: list[Path]) -> Iterator[dict[str, Any]]:
+        maps = probability_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
+        for file, target, found in zip(files, targets, maps, strict=True):
+            mask = found >= THRESHOLD
+            save_mask(mask, target)
+            if overlays:
+                save_png(overlay(open_image(file), mask), overlay_file(target))
+            sure = float(found[mask].mean()) if mask.any() else 0.0
+            yield {
+                "file": str(file), "mask": str(target), "width": mask.shape[1], "height": mask.shape[0],
+                "painted": round(float(mask.mean()), 6), "probability": round(sure, 6),
+            }  # fmt: skip
+
+    def load(file: str | Path) -> LoadedSegmenter:
+        return load_tuned_segmenter(file, progress)
+
+    return drawn_with(draw, load, delta, images, Path(out), overlays=overlays, strict=strict)
+
+
+def drawn_with(
+    draw: Callable[[LoadedSegmenter, list[Path], list[Path]], Iterable[dict[str, Any]]],
+    load: Callable[[str | Path], LoadedSegmenter],
+    delta: str | Path | LoadedSegmenter,
+    images: Iterable[str | Path],
+    out: Path,
+    *,
+    overlays: bool,
+    strict: bool,
+) -> list[dict[str, Any]]:
+    """One row for every image: what `draw` says of the readable ones, given the task and the files of their masks.
+
+    `load` reads the task file, where `delta` is one; nothing is written before it is good.
+    """
     given = image_files(images)
     files, faults = (given, {}) if strict else readable(given)
     if not files:
         return with_faults([], given, faults)
-    targets = mask_files(files, Path(out))
-    task = delta if isinstance(delta, LoadedSegmenter) else load_tuned_segmenter(delta, progress)
+    targets = mask_files(files, out)
+    task = delta if isinstance(delta, LoadedSegmenter) else load(delta)
     task.require_in_place()
-    (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
-    rows = []
-    maps = probability_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
-    for file, target, found in zip(files, targets, maps, strict=True):
-        mask = found >= THRESHOLD
-        save_mask(mask, target)
-        if overlays:
-            save_png(overlay(open_image(file), mask), target.parent / "overlays" / target.name)
-        sure = float(found[mask].mean()) if mask.any() else 0.0
-        rows.append(
-            {"file": str(file), "mask": str(target), "width": mask.shape[1], "height": mask.shape[0],
-             "painted": round(float(mask.mean()), 6), "probability": round(sure, 6)}
-        )  # fmt: skip
-    return with_faults(rows, given, faults)
+    (out / "overlays" if overlays else out).mkdir(parents=True, exist_ok=True)
+    return with_faults(list(draw(task, files, targets)), given, faults)
+
+
+def overlay_file(mask: Path) -> Path:
+    """Where the overlay of a mask lies."""
+    return mask.parent / "overlays" / mask.name
 
 
 def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from fewtune.config import Recipe
 from fewtune.data import MaskData, MaskSplit, load_masks
-from fewtune.data.mask_transforms import Joint
+from fewtune.data.mask_transforms import Joint, Kind
 from fewtune.files import write_csv
-from fewtune.methods import Tuner
 from fewtune.objectives import Objective
 from fewtune.segmentation.evaluate import score_masks
 from fewtune.segmentation.learner import MaskLearner, SegmentationLoss
@@ -26,7 +26,8 @@ from fewtune.training.learner import Learner
 from fewtune.training.loaders import pick_device
 from fewtune.training.memory import recompute_activations
 from fewtune.training.run_folder import RunFolder
-from fewtune.training.work import DECODED_FIRST, Work
+from fewtune.training.task import Rows
+from fewtune.training.work import DECODED_FIRST, Work, division
 
 log = logging.getLogger("fewtune")
 
@@ -37,7 +38,7 @@ class MaskWork(Work):
 
     data: MaskData
     backbone: Segmenter
-    learner_class = MaskLearner
+    learner_class: ClassVar[type[Learner]] = MaskLearner
 
     class_names = CLASS_NAMES
 
@@ -54,19 +55,18 @@ class MaskWork(Work):
     @property
     def train(self) -> MaskSplit:
         """Training images as the recipe augments them, or under the user's own transform of (image, mask)."""
-        usual = Joint("flip" if self.recipe.augment == "flip" else "plain", self.backbone)
+        usual = self.joint("flip" if self.recipe.augment == "flip" else "plain")
         return self.data.train.with_transform(self.train_transform or usual)
 
     scored = train
 
     def evaluated(self, split: MaskSplit) -> MaskSplit:
         """Images of a split as they are."""
-        return split.with_transform(Joint("plain", self.backbone))
+        return split.with_transform(self.joint("plain"))
 
-    def learner(self, attach: Callable[[Learner], Tuner]) -> MaskLearner:
-        """Trains on the training images as the recipe augments them, judges on the validation images as they are."""
-        val = None if self.data.val is None else self.evaluated(self.data.val)
-        return MaskLearner(self.backbone.model, self.recipe, self.train, val, attach)
+    def joint(self, kind: Kind) -> Joint:
+        """Image and mask as the network takes them."""
+        return Joint(kind, self.backbone)
 
     def renewed(self, recipe: Recipe) -> MaskWork:
         """The same images with another fresh segmenter."""
@@ -81,24 +81,20 @@ class MaskWork(Work):
         if self.data.test is None:
             return {}
         begun, recipe = time.perf_counter(), self.recipe
-        report, rows = score_masks(
-            self.backbone, self.data.test, pick_device(recipe.accelerator), batch_size=recipe.batch_size,
-            workers=recipe.workers,
-        )  # fmt: skip
+        options = {"batch_size": recipe.batch_size, "workers": recipe.workers}
+        measures, rows = self.score(self.data.test, pick_device(recipe.accelerator), **options)
         write_csv(folder.predictions, rows)
-        return {"test_seconds": time.perf_counter() - begun, "test": report.to_json()}
+        return {"test_seconds": time.perf_counter() - begun, "test": measures}
+
+    def score(self, split: MaskSplit, device: torch.device, **options: Any) -> tuple[dict[str, Any], Rows]:
+        """The measures of some images, and one row an image."""
+        report, rows = score_masks(self.backbone, split, device, **options)
+        return report.to_json(), rows
 
 
 def data_of(recipe: Recipe) -> MaskData:
     """The images and masks that a recipe names, listed and not opened."""
-    return load_masks(
-        recipe.data,
-        seed=recipe.seed,
-        val_fraction=recipe.val_fraction,
-        test_fraction=recipe.test_fraction,
-        limit_train=recipe.limit_train,
-        limit_test=recipe.limit_test,
-    )
+    return load_masks(recipe.data, **division(recipe))
 
 
 def prepare(recipe: Recipe) -> MaskWork:

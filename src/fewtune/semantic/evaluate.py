@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from PIL import Image
 from fewtune.data import load_class_masks
 from fewtune.data.class_masks import ClassMaskSplit
 from fewtune.data.mask_sets import limited_masks
-from fewtune.errors import DataError, Progress
+from fewtune.errors import Progress
 from fewtune.metrics import paired_bootstrap, percent
 from fewtune.segmentation.models import Segmenter
 from fewtune.segmentation.sheet import FALSE, HIT, Legend, draw_sheet
@@ -24,7 +23,7 @@ from fewtune.semantic.metrics import SemanticReport, confusion_of, dice_of_image
 from fewtune.semantic.predict import class_maps, coloured, load, tinted
 from fewtune.training.loaders import pick_device
 from fewtune.training.seen import chosen
-from fewtune.training.task import Comparison, Rows, Scored, columns
+from fewtune.training.task import Comparison, Rows, Scored, columns, read_rows, same_images
 
 COLUMNS = {"file", "dice", "accuracy"}
 """Of a file of scored masks of several classes."""
@@ -142,26 +141,14 @@ def recognises(path: Path) -> bool:
 
 def compare(first: Path, second: Path) -> Comparison:
     """Mean over images of the second file's Dice and share of right pixels minus the first's (paired bootstrap)."""
-    one, two = _read(first), _read(second)
-    if set(one) != set(two):
-        only = sorted(set(one) ^ set(two))
-        raise DataError(f"{first} and {second} are about different images; {only[0]} and {len(only) - 1} more differ")
+    one, two = (read_rows(path, recognises, COLUMNS) for path in (first, second))
+    names = same_images(first, one, second, two)
     titles = {"dice": "mean Dice of an image's classes", "accuracy": "pixels that are right"}
     differences = {
-        key: paired_bootstrap(*(np.array([float(rows[name][key]) for name in sorted(one)]) for rows in (one, two)))
+        key: paired_bootstrap(*(np.array([float(rows[name][key]) for name in names]) for rows in (one, two)))
         for key in titles
     }
     values = {name: asdict(interval) for name, interval in differences.items()}
     title = f"{second} minus {first}"
     rows = [{title: titles[key], "in %, 95 % interval": percent(value)} for key, value in values.items()]
     return Comparison(differences, rows, values)
-
-
-def _read(path: Path) -> dict[str, dict[str, str]]:
-    """File name -> row; DataError where the file is missing or is none."""
-    if not recognises(path):
-        raise DataError(
-            f"{path} must be a CSV file with the columns {', '.join(sorted(COLUMNS))}, as evaluate writes it"
-        )
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["file"]: row for row in csv.DictReader(file)}

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from fewtune.data.class_masks import palette, save_class_mask
-from fewtune.data.images import image_files, open_image, readable, with_faults
+from fewtune.data.images import open_image
 from fewtune.data.masks import save_png
 from fewtune.errors import Progress
 from fewtune.segmentation.loaded import LoadedSegmenter, load_tuned_segmenter
 from fewtune.segmentation.models import Segmenter
-from fewtune.segmentation.predict import logit_maps, mask_files
+from fewtune.segmentation.predict import drawn_with, logit_maps, overlay_file
 from fewtune.training.loaders import pick_device
 
 KIND = "semantic-segmentation"
@@ -56,27 +56,28 @@ def predict(
     Returns:
         One row for every image: file, mask, width, height, and the share of the pixels of every class.
     """
-    given = image_files(images)
-    files, faults = (given, {}) if strict else readable(given)
-    if not files:
-        return with_faults([], given, faults)
-    targets = mask_files(files, Path(out))
-    task = delta if isinstance(delta, LoadedSegmenter) else load(delta, progress)
-    task.require_in_place()
-    names = task.delta.metadata["class_names"]
-    (Path(out) / "overlays" if overlays else Path(out)).mkdir(parents=True, exist_ok=True)
-    rows = []
-    maps = class_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
-    for file, target, classes in zip(files, targets, maps, strict=True):
-        save_class_mask(classes, target)
-        if overlays:
-            save_png(tinted(open_image(file), classes), target.parent / "overlays" / target.name)
-        shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
-        each = {f"share({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
-        rows.append(
-            {"file": str(file), "mask": str(target), "width": classes.shape[1], "height": classes.shape[0], **each}
-        )
-    return with_faults(rows, given, faults)
+
+    def draw(task: LoadedSegmenter, files: list[Path], targets: list[Path]) -> Iterator[dict[str, Any]]:
+        names = task.delta.metadata["class_names"]
+        maps = class_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
+        for file, target, classes in zip(files, targets, maps, strict=True):
+            save_class_mask(classes, target)
+            if overlays:
+                save_png(tinted(open_image(file), classes), overlay_file(target))
+            shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
+            each = {f"share({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+            yield {
+                "file": str(file),
+                "mask": str(target),
+                "width": classes.shape[1],
+                "height": classes.shape[0],
+                **each,
+            }
+
+    def loaded(file: str | Path) -> LoadedSegmenter:
+        return load(file, progress)
+
+    return drawn_with(draw, loaded, delta, images, Path(out), overlays=overlays, strict=strict)
 
 
 def coloured(classes: np.ndarray) -> Image.Image:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from fewtune.config import Recipe
 from fewtune.data import MaskData, MaskSplit, load_class_masks
 from fewtune.data.class_masks import ClassMaskSplit
-from fewtune.data.mask_transforms import Joint, classes_at
-from fewtune.files import write_csv
-from fewtune.methods import Tuner
+from fewtune.data.mask_transforms import Joint, Kind, classes_at
 from fewtune.objectives import Objective
 from fewtune.segmentation.work import MaskWork, checked, fresh_segmenter
 from fewtune.semantic.evaluate import score
 from fewtune.semantic.learner import ClassMaskLearner, ClassMaskLoss
-from fewtune.training.learner import Learner
-from fewtune.training.loaders import pick_device
-from fewtune.training.run_folder import RunFolder
+from fewtune.training.task import Rows
+from fewtune.training.work import division
 
 
 @dataclass(frozen=True)
 class SemanticWork(MaskWork):
     """Semantic segmentation: masks are class numbers."""
 
-    learner_class = ClassMaskLearner  # type: ignore[assignment]
+    learner_class = ClassMaskLearner
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -38,50 +35,24 @@ class SemanticWork(MaskWork):
         """Cross-entropy + soft Dice."""
         return ClassMaskLoss(self.recipe.ignore)
 
-    @property
-    def train(self) -> MaskSplit:
-        """Training images as the recipe augments them, or under the user's own transform of (image, mask)."""
-        kind: Any = "flip" if self.recipe.augment == "flip" else "plain"
-        return self.data.train.with_transform(self.train_transform or Joint(kind, self.backbone, classes_at))
-
-    scored = train
-
-    def evaluated(self, split: MaskSplit) -> MaskSplit:
-        """Images of a split as they are."""
-        return split.with_transform(Joint("plain", self.backbone, classes_at))
-
-    def learner(self, attach: Callable[[Learner], Tuner]) -> ClassMaskLearner:  # type: ignore[override]
-        """Trains on the training images as the recipe augments them, judges on the validation images as they are."""
-        val = None if self.data.val is None else self.evaluated(self.data.val)
-        return ClassMaskLearner(self.backbone.model, self.recipe, self.train, val, attach)
+    def joint(self, kind: Kind) -> Joint:
+        """Image and class numbers as the network takes them."""
+        return Joint(kind, self.backbone, classes_at)
 
     def renewed(self, recipe: Recipe) -> SemanticWork:
         """The same images with another fresh segmenter."""
         return replace(self, recipe=recipe, backbone=fresh_segmenter(recipe, self.classes))
 
-    def test(self, folder: RunFolder) -> dict[str, Any]:
-        """The measures of the test images, at their own sizes."""
-        test, recipe = self.data.test, self.recipe
-        if test is None:
-            return {}
-        assert isinstance(test, ClassMaskSplit)
-        begun, options = time.perf_counter(), {"batch_size": recipe.batch_size, "workers": recipe.workers}
-        report, rows = score(self.backbone, test, self.class_names, pick_device(recipe.accelerator), **options)
-        write_csv(folder.predictions, rows)
-        return {"test_seconds": time.perf_counter() - begun, "test": report.to_json()}
+    def score(self, split: MaskSplit, device: torch.device, **options: Any) -> tuple[dict[str, Any], Rows]:
+        """The measures of some images, and one row an image."""
+        assert isinstance(split, ClassMaskSplit)
+        report, rows = score(self.backbone, split, self.class_names, device, **options)
+        return report.to_json(), rows
 
 
 def data_of(recipe: Recipe) -> MaskData:
     """The images and masks that a recipe names; masks are opened only where no classes.txt names the classes."""
-    return load_class_masks(
-        recipe.data,
-        ignore=recipe.ignore,
-        seed=recipe.seed,
-        val_fraction=recipe.val_fraction,
-        test_fraction=recipe.test_fraction,
-        limit_train=recipe.limit_train,
-        limit_test=recipe.limit_test,
-    )
+    return load_class_masks(recipe.data, ignore=recipe.ignore, **division(recipe))
 
 
 def prepare(recipe: Recipe) -> SemanticWork:

@@ -26,7 +26,7 @@ from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.reach import find_border
 from fewtune.objectives import Objective
-from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss
+from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss, kept_state
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
 from fewtune.training.precision import offer
@@ -225,7 +225,7 @@ def _finish(
 
 def _tested_start(work: Work, folder: RunFolder, tuner: Tuner, start: dict[str, Any]) -> dict[str, Any]:
     """What validation and test images say of the state in which training began; the tuned model is left as it is."""
-    tuned = {group: {name: t.clone() for name, t in tensors.items()} for group, tensors in tuner.state_dict().items()}
+    tuned = kept_state(tuner.state_dict())
     tuner.load_state_dict(start["state"])
     try:
         return {"name": start["name"], "validation": start["validation"], **work.test_start(folder)}

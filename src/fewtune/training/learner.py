@@ -93,7 +93,7 @@ class Learner(pl.LightningModule):
         if self.tuner is None:
             self.tuner = self.attach(self)
             if self.start is not None:
-                self.start["state"] = _kept(self.tuner.state_dict())
+                self.start["state"] = kept_state(self.tuner.state_dict())
                 if self.splits["val"] is not None:
                     self.best = {"epoch": BEFORE, "state": self.start["state"], **self.start["validation"]}
             if self.recipe.ema is not None:
@@ -184,7 +184,7 @@ class Learner(pl.LightningModule):
         }
         if self.splits["val"] is None:
             with self.average.in_place_of(self.tuner) if self.average else nullcontext():
-                self.best = {"epoch": self.current_epoch, "state": _kept(self.tuner.state_dict())}
+                self.best = {"epoch": self.current_epoch, "state": kept_state(self.tuner.state_dict())}
         self.history.append(entry)
         self.log_dict({key: float(value) for key, value in entry.items() if key != "epoch"}, rank_zero_only=True)
 
@@ -223,7 +223,7 @@ class Learner(pl.LightningModule):
         mean_loss, mean = self.overall(*once)
         self._scores = {"loss": mean_loss, self.measure: mean}
         if self.best is None or (mean, -mean_loss) > (self.best[self.measure], -self.best["loss"]):
-            self.best = {"epoch": self.current_epoch, "state": _kept(self.tuner.state_dict()), **self._scores}
+            self.best = {"epoch": self.current_epoch, "state": kept_state(self.tuner.state_dict()), **self._scores}
         self._averaged.close()
         self.log(self.measure, mean, prog_bar=True, logger=False, rank_zero_only=True)
 
@@ -266,11 +266,11 @@ class Learner(pl.LightningModule):
         self.tuner.load_state_dict(self.best["state"])
 
 
-def _kept(state: Any) -> Any:
+def kept_state(state: Any) -> Any:
     """A copy on the CPU of a state of nested dicts and tensors."""
     if isinstance(state, Tensor):
         return state.detach().cpu().clone()
-    return {key: _kept(value) for key, value in state.items()}
+    return {key: kept_state(value) for key, value in state.items()}
 
 
 def _optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

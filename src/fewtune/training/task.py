@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from fewtune.config import Recipe
-from fewtune.errors import Progress
+from fewtune.errors import DataError, Progress
 from fewtune.kinds import Rules
 from fewtune.methods import TaskFile
 from fewtune.metrics import Interval
+from fewtune.plugins import later
 from fewtune.training.work import Described, Work
 
 Rows = list[dict[str, Any]]
@@ -153,6 +154,39 @@ class Task:
     answer: Callable[[Tensor, Sequence[str], Mapping[str, Any]], Answer] | None = None
     by_image: Callable[[Mapping[str, str]], float] | None = None
     rules: Rules = field(default_factory=Rules)
+
+
+def splits_of(reference: str) -> Callable[[Recipe], Mapping[str, Sized]]:
+    """`images` of a kind of task, by the function from a recipe to its data."""
+    listed = later(reference)
+    return lambda recipe: listed(recipe).splits
+
+
+def in_batches(reference: str, size: int) -> Callable[..., Any]:
+    """`evaluate` or `predict` of a kind of task, so many images at a time where nothing else is asked for."""
+    function = later(reference)
+    return lambda *args, batch_size=None, **options: function(*args, batch_size=batch_size or size, **options)
+
+
+def read_rows(path: Path, recognises: Callable[[Path], bool], expected: Iterable[str]) -> dict[str, dict[str, str]]:
+    """File name -> row, of a file of predictions; DataError where it is missing or of another kind."""
+    import csv
+
+    if not recognises(path):
+        raise DataError(
+            f"{path} must be a CSV file with the columns {', '.join(sorted(expected))}, as evaluate writes it"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
+def same_images(first: str | Path, one: Iterable[str], second: str | Path, two: Iterable[str]) -> list[str]:
+    """The sorted names of the images of two files of predictions; DataError where they are of different images."""
+    if different := sorted({*one} ^ {*two}):
+        raise DataError(
+            f"{first} and {second} are about different images; {different[0]} and {len(different) - 1} more differ"
+        )
+    return sorted(one)
 
 
 def columns(path: Path) -> Sequence[str]:

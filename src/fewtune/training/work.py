@@ -63,6 +63,12 @@ class Described(Protocol):
         """From what it can be made again."""
 
 
+def division(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe divides its images, as arguments of what loads them."""
+    keys = ("seed", "val_fraction", "test_fraction", "limit_train", "limit_test")
+    return {key: getattr(recipe, key) for key in keys}
+
+
 @dataclass(frozen=True)
 class Start:
     """Where training begins when that is a result of its own.
@@ -93,9 +99,11 @@ class Work(ABC):
 
     learner_class: ClassVar[type[Learner]]
 
-    @abstractmethod
     def learner(self, attach: Callable[[Learner], Tuner]) -> Learner:
-        """The Lightning module of this task; `attach` gives its tuner."""
+        """The Lightning module: trains on the training images, judges on the validation images as they are evaluated,
+        where there are some. `attach` gives its tuner."""
+        val = None if self.data.val is None else self.evaluated(self.data.val)
+        return self.learner_class(self.backbone.model, self.recipe, self.train, val, attach)
 
     @property
     @abstractmethod
