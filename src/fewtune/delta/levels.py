@@ -9,7 +9,6 @@ A task's metadata names its shared file by name and SHA-256. Applying is two exa
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ from fewtune.delta.delta import Delta, load_delta
 from fewtune.delta.entries import read
 from fewtune.delta.take import frozen_buffers, take
 from fewtune.errors import DeltaError
+from fewtune.files import sha256
 from fewtune.selection import Selection
 
 
 def stands_on(shared: Path) -> dict[str, dict[str, str]]:
     """The metadata of a task that is made on the shared part in a file."""
-    return {SHARED: {"file": shared.name, "sha256": _digest(shared)}}
+    return {SHARED: {"file": shared.name, "sha256": sha256(shared)}}
 
 
 def shared_of(metadata: Mapping[str, Any], task: str | Path) -> Delta | None:
@@ -48,7 +48,7 @@ def shared_of(metadata: Mapping[str, Any], task: str | Path) -> Delta | None:
     name, wanted = _said(said, task)
     folder = Path(task).resolve().parent
     candidates = [path for path in (folder / name, folder.parent / name) if path.is_file()]
-    fitting = [path for path in candidates if _digest(path) == wanted]
+    fitting = [path for path in candidates if sha256(path) == wanted]
     if fitting:
         return load_delta(fitting[0])
     what = f"another one lies at {candidates[0]}" if candidates else f"it is neither in {folder} nor one folder above"
@@ -129,8 +129,3 @@ def made(
         frozen={name: buffer for name, buffer in frozen_buffers(model).items() if name not in buffers},
         metadata=metadata,
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
