@@ -90,14 +90,16 @@ def cost_table() -> list[str]:
     file = FOLDER / "cost.json"
     if not file.exists():
         return []
-    found = json.loads(file.read_text())
+    measured = json.loads(file.read_text())
     rows = []
-    for name, row in found["figures"].items():
+    for name, row in measured["figures"].items():
         training = f"{row['train_ms']:,.0f}", f"{row['train_peak_bytes'] / MB:,.0f}"
         inference = f"{row['inference_ms']:,.0f}", f"{row['inference_peak_bytes'] / MB:,.0f}"
         selection = f"{row['selection_seconds']:.1f}" if row["selection_seconds"] else ""
         rows.append([name, f"{row['trained']:,}", *training, *inference, selection])
-    about = f"{found['model']}: batch {found['batch']}, {found['rounds']} rounds, {found['threads']} threads"
+    about = (
+        f"{measured['model']}: batch {measured['batch']}, {measured['rounds']} rounds, {measured['threads']} threads"
+    )
     header = ["method", "trained", "train ms", "train MiB", "inference ms", "inference MiB", "selection s"]
     return ["", "## Cost of training and inference", "", f"### {about}", "", *table(header, rows)]
 

@@ -86,12 +86,12 @@ def main() -> None:
     full = None
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.methods:
-            found = run(name, common, arguments.model, arguments.data, Path(folder))
-            full = found["seconds"] if name == "full" else full
-            share = f"{found['seconds'] / full:.2f}" if full else ""
-            accuracy = {key: 100 * found["test"]["accuracy"][key] for key in ("value", "low", "high")}
-            cells = [name, f"{found['seconds']:,.0f}", share, f"{found['training_seconds']:,.0f}"]
-            cells += [f"{found['peak_memory_bytes'] / 1e9:.2f}", f"{found['trained']:,}"]
+            measured = run(name, common, arguments.model, arguments.data, Path(folder))
+            full = measured["seconds"] if name == "full" else full
+            share = f"{measured['seconds'] / full:.2f}" if full else ""
+            accuracy = {key: 100 * measured["test"]["accuracy"][key] for key in ("value", "low", "high")}
+            cells = [name, f"{measured['seconds']:,.0f}", share, f"{measured['training_seconds']:,.0f}"]
+            cells += [f"{measured['peak_memory_bytes'] / 1e9:.2f}", f"{measured['trained']:,}"]
             cells.append(f"{accuracy['value']:.1f} [{accuracy['low']:.1f}, {accuracy['high']:.1f}]")
             print("| " + " | ".join(cells) + " |", flush=True)
 

@@ -20,13 +20,13 @@ LATER = "caltech"
 
 def main(runs: Path) -> None:
     tasks = list(read_tasks(STUDY).names)
-    found: dict[float, list[dict[str, float]]] = {}
+    measured: dict[float, list[dict[str, float]]] = {}
     for folder in sorted(runs.glob("share-*-seed-*")):
         share = read_tasks(folder / "tasks.yaml").share
-        found.setdefault(share, []).append(json.loads((folder / "results.json").read_text())["tasks"])
+        measured.setdefault(share, []).append(json.loads((folder / "results.json").read_text())["tasks"])
     head = ["share", "seeds", *tasks, "mean of the four", "worst of the four", f"{LATER}, added later"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for share, seeds in sorted(found.items()):
+    for share, seeds in sorted(measured.items()):
         four = [[values[task] for task in tasks] for values in seeds]
         columns = [*zip(*four, strict=True), [mean(row) for row in four], [min(row) for row in four]]
         columns.append([values[LATER] for values in seeds if LATER in values])

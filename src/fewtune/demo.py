@@ -65,13 +65,13 @@ def difference(out: Path, first: str, second: str) -> dict[str, Any]:
 
 def recalls(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Class -> its test images, and by arm the share of them that is found, with Wilson's interval."""
-    tests = {name: found["test"] for name, found in metrics.items()}
+    tests = {arm: measured["test"] for arm, measured in metrics.items()}
     first = next(iter(tests.values()))
-    found = {}
+    table = {}
     for i, (name, images) in enumerate(zip(first["class_names"], first["support"], strict=True)):
         shares = {arm: asdict(proportion(test["confusion"][i][i], images)) for arm, test in tests.items()}
-        found[name] = {"images": images, **shares}
-    return found
+        table[name] = {"images": images, **shares}
+    return table
 
 
 def predict_some(out: Path, count: int = 6) -> list[dict[str, Any]]:

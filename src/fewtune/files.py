@@ -120,12 +120,12 @@ def read_versioned(path: Path, kind: Kind, error: type[FewtuneError]) -> tuple[d
     tensors, metadata = read_tensors(path, error)
     try:
         header = dict(json.loads(metadata["fewtune"]))
-        found, version = header["format"], int(header["version"])
+        stated, version = header["format"], int(header["version"])
     except (LookupError, TypeError, ValueError, RecursionError) as cause:
         what = kind[0].removeprefix("fewtune-").replace("-", " ")
         raise error(f"{path} is not a {what} file, or it is damaged ({cause})") from cause
-    if found != kind[0]:
-        raise error(f"{path} is a {found} file; expected a {kind[0]}")
+    if stated != kind[0]:
+        raise error(f"{path} is a {stated} file; expected a {kind[0]}")
     if version > kind[1]:
         raise error(f"{path} has version {version}; this fewtune reads up to {kind[1]}: update fewtune")
     return header, tensors

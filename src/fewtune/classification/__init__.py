@@ -16,9 +16,9 @@ BATCH = 32
 
 
 def _answer(logits: Tensor, class_names: Sequence[str], metadata: Mapping[str, Any]) -> Answer:
-    found = logits.float().softmax(-1).tolist()
-    best = max(range(len(found)), key=found.__getitem__)
-    return Answer((class_names[best],), dict(zip(class_names, found, strict=True)))
+    probabilities = logits.float().softmax(-1).tolist()
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return Answer((class_names[best],), dict(zip(class_names, probabilities, strict=True)))
 
 
 def _right(row: Mapping[str, str]) -> float:

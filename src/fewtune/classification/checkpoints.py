@@ -57,8 +57,8 @@ def revert_checkpoint(path: Path, tuned: Path, out: Path, original: Path | None,
         flat = state[name].reshape(-1)
         if name in head:
             continue
-        found = flat if position is None else flat[position]
-        if found.shape != new.shape or not torch.equal(found, new.to(found.dtype)):
+        held = flat if position is None else flat[position]
+        if held.shape != new.shape or not torch.equal(held, new.to(held.dtype)):
             raise DeltaError(f"{tuned} does not hold this task: {name} has other values; nothing was written")
         old = before[name].reshape(-1).to(flat.dtype)
         flat = old.clone() if position is None else flat.scatter(0, position, old[position])

@@ -88,20 +88,20 @@ def scored_as(
         suits(loaded)
         return _by_task_labels(loaded, task.class_names)
 
-    found = chosen(
+    parts = chosen(
         load, data, split, task.delta.metadata, lambda images, limit: limited(data, images, limit),
         include_training=include_training, progress=progress, **data_options,
     )  # fmt: skip
     rows: Rows = []
     reports: list[Measured | None] = []
-    for images, own in ((found.fresh, {"trained_on": 0}), (found.trained, {"trained_on": 1})):
+    for images, own in ((parts.fresh, {"trained_on": 0}), (parts.trained, {"trained_on": 1})):
         if images is None:
             reports.append(None)
             continue
         measured, told = score(images)
         reports.append(measured)
         rows += [{**row, **own} for row in told] if include_training else told
-    return Scored(reports[0], rows, reports[1], found.told)
+    return Scored(reports[0], rows, reports[1], parts.told)
 
 
 def _by_task_labels(data: ImageData, known: tuple[str, ...]) -> ImageData:

@@ -68,8 +68,8 @@ def load_classifier(
             f"{path} does not say its {' and '.join(lacking)}; it was saved without metadata, so apply it in Python "
             "to the model that it was made for"
         )
-    if (found := delta.metadata.get("task", "classification")) != kind:
-        raise DeltaError(f"{path} is of a {found} run, expected one of {kind}")
+    if (stated := delta.metadata.get("task", "classification")) != kind:
+        raise DeltaError(f"{path} is of a {stated} run, expected one of {kind}")
     class_names = tuple(str(name) for name in delta.metadata["class_names"])
     described = delta.metadata["backbone"]
     if backbone is None:

@@ -84,15 +84,15 @@ def score_classes(scorer: Scorer, folder: Path, what: str) -> dict[str, Any]:
     """ImageNet-A or -R: accuracy among the outputs of the set's own classes (with Wilson's interval), and
     accuracy among all outputs."""
     split, outputs = labelled(folder, folder, scorer.class_names, what)
-    found, labels = scorer.predict(split, what)
+    probabilities, labels = scorer.predict(split, what)
     among = torch.tensor(outputs)
-    hits = among[found[:, among].argmax(1)] == labels
+    hits = among[probabilities[:, among].argmax(1)] == labels
     interval = wilson(hits.numpy())
     return {
         "images": len(labels),
         "classes": len(outputs),
         "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high, "level": interval.level},
-        "accuracy_among_all_outputs": float((found.argmax(1) == labels).float().mean()),
+        "accuracy_among_all_outputs": float((probabilities.argmax(1) == labels).float().mean()),
     }
 
 
@@ -109,8 +109,8 @@ def score_corruptions(scorer: Scorer, folder: Path) -> dict[str, Any]:
             if not here.is_dir():
                 raise DataError(f"ImageNet-C: {here} is missing; the score needs all 15 corruptions in 5 severities")
             split, _ = labelled(here, folder, scorer.class_names, "ImageNet-C")
-            found, labels = scorer.predict(split, f"{corruption} {severity}")
-            accuracies[corruption].append(float((found.argmax(1) == labels).float().mean()))
+            probabilities, labels = scorer.predict(split, f"{corruption} {severity}")
+            accuracies[corruption].append(float((probabilities.argmax(1) == labels).float().mean()))
     return {"accuracy": sum(map(sum, accuracies.values())) / 75, "mce": mean_corruption_error(accuracies),
             "corruptions": accuracies}  # fmt: skip
 

@@ -48,8 +48,8 @@ def predict(
         task = delta if isinstance(delta, LoadedClassifier) else load_classifier(delta, progress)
         task.require_in_place()
         loader = image_loader(split.with_transform(task.transform), batch_size, workers=workers)
-        found, _ = probabilities(task.backbone.model, loader, device, "predict")
-        return prediction_rows(split.names, found, task.class_names)
+        shares, _ = probabilities(task.backbone.model, loader, device, "predict")
+        return prediction_rows(split.names, shares, task.class_names)
 
     return predicted_with(answer, images, accelerator, strict=strict)
 
@@ -93,20 +93,22 @@ def probabilities(
 ) -> tuple[Tensor, Tensor]:
     """Probabilities [N, C] (float32, on the CPU) and labels [N, …] of a loader's images, in its order."""
     channels_last(model.eval().to(device))
-    found, labels = [], []
+    outputs, labels = [], []
     for images, wanted, _ in shown(loader, text, len(loader)):
-        found.append(of_logits(logits(model(images.to(device))).float()).cpu())
+        outputs.append(of_logits(logits(model(images.to(device))).float()).cpu())
         labels.append(wanted)
-    return torch.cat(found), torch.cat(labels)
+    return torch.cat(outputs), torch.cat(labels)
 
 
 def prediction_rows(
-    names: Sequence[str], found: Tensor, class_names: Sequence[str], labels: Sequence[int] | None = None
+    names: Sequence[str], probabilities: Tensor, class_names: Sequence[str], labels: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """One row an image: file, label where it is known, prediction, its probability, then each class's."""
     rows = []
     columns = [f"p({label})" for label in class_names]
-    for i, (name, row, best) in enumerate(zip(names, found.tolist(), found.argmax(1).tolist(), strict=True)):
+    for i, (name, row, best) in enumerate(
+        zip(names, probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)
+    ):
         own = {} if labels is None else {"label": class_names[labels[i]]}
         each = dict(zip(columns, (round(p, 6) for p in row), strict=True))
         probability = round(row[best], 6)

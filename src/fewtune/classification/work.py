@@ -106,9 +106,9 @@ class ImageWork(Work):
         test = self.data.test
         if test is None:
             return {}
-        found, labels = self.predicted(test)
+        probabilities, labels = self.predicted(test)
         tuned = read_hits(folder.predictions)
-        before = (found.argmax(1) == labels).numpy()
+        before = (probabilities.argmax(1) == labels).numpy()
         now = np.array([tuned[str(name)] for name in test.names])
         return {"accuracy": asdict(wilson(before)), "gain": asdict(paired_bootstrap(before, now))}
 
@@ -118,10 +118,10 @@ class ImageWork(Work):
         test, names = self.data.test, self.data.class_names
         if test is not None:
             begun = time.perf_counter()
-            found, labels = self.predicted(test)
+            probabilities, labels = self.predicted(test)
             metrics["test_seconds"] = time.perf_counter() - begun
-            metrics["test"] = report(found, labels, names).to_json()
-            write_csv(folder.predictions, prediction_rows(test.names, found, names, test.labels))
+            metrics["test"] = report(probabilities, labels, names).to_json()
+            write_csv(folder.predictions, prediction_rows(test.names, probabilities, names, test.labels))
         if self.recipe.ood:
             metrics["ood"] = score_sets(self.recipe, self.backbone, names)
         return metrics

@@ -86,27 +86,27 @@ def check(
 
     title = key
     if root is None and Path(key).expanduser().exists():
-        found = check_path(key, sample=sample, duplicates=duplicates)
+        result = check_path(key, sample=sample, duplicates=duplicates)
     else:
         data_set = declaration(key)
         data_set = data_set.part(classes, _counts(counts, data_set.counts) if counts else None)
         if root is None:
             raise typer.BadParameter(f"--data ROOT says in which folder {data_set.folders[0]}/ lies")
         title = data_set.title
-        found = check_published(data_set, root, sample=sample, duplicates=duplicates)
+        result = check_published(data_set, root, sample=sample, duplicates=duplicates)
     if as_json:
         print_json(
-            {"key": key, "folder": str(found.folder), "counts": found.counts, "classes": found.classes,
-             "opened": found.opened, "faults": list(found.faults)}
+            {"key": key, "folder": str(result.folder), "counts": result.counts, "classes": result.classes,
+             "opened": result.opened, "faults": list(result.faults)}
         )  # fmt: skip
     else:
-        for fault in found.faults:
+        for fault in result.faults:
             print(fault)
-        sizes = ", ".join(f"{number:,} {split}" for split, number in found.counts.items())
-        faults = f"{len(found.faults):,} fault{'s' if len(found.faults) > 1 else ''}"
-        verdict = f"has {faults}" if found.faults else "is whole"
-        print(f"{title} {verdict}: {sizes}; {found.classes:,} classes; {found.opened:,} images opened")
-    if found.faults:
+        sizes = ", ".join(f"{number:,} {split}" for split, number in result.counts.items())
+        faults = f"{len(result.faults):,} fault{'s' if len(result.faults) > 1 else ''}"
+        verdict = f"has {faults}" if result.faults else "is whole"
+        print(f"{title} {verdict}: {sizes}; {result.classes:,} classes; {result.opened:,} images opened")
+    if result.faults:
         raise typer.Exit(2)
 
 

@@ -23,20 +23,20 @@ def inspect(file: TaskFile, as_json: AsJson = False) -> None:
     from fewtune.methods import load_task_file
     from fewtune.progress import size
 
-    found = resolve(file)
-    delta = load_task_file(found.path)
+    fetched = resolve(file)
+    delta = load_task_file(fetched.path)
     held = delta.selection() if isinstance(delta, Delta) else delta
     facts: dict[str, Any] = {
-        "bytes": found.path.stat().st_size,
+        "bytes": fetched.path.stat().st_size,
         "connections": held.connections,
         "trained": held.trained,
         "buffers": len(delta.buffers),
     }
     if as_json:
-        print_json({"file": str(found), **facts, "metadata": delta.metadata, "per_layer": held.per_layer()})
+        print_json({"file": str(fetched), **facts, "metadata": delta.metadata, "per_layer": held.per_layer()})
         return
     backbone = delta.metadata.get("backbone", {})
-    print(f"file        {found} ({size(facts['bytes'])})")
+    print(f"file        {fetched} ({size(facts['bytes'])})")
     print(f"backbone    {backbone.get('source', 'not named')} at {backbone.get('image_size', '?')} px")
     print(f"classes     {', '.join(delta.metadata.get('class_names', [])) or 'not named'}")
     print(f"method      {delta.metadata.get('method', 'not named')}, data {delta.metadata.get('data', 'not named')}")

@@ -18,28 +18,28 @@ def demo(
     from fewtune.demo import DATA, MODEL, run
     from fewtune.metrics import percent
 
-    found = run(out, full=full)
+    result = run(out, full=full)
     if as_json:
-        print_json(found)
+        print_json(result)
         return
     print(f"\n{MODEL} on {DATA}")
-    print_table([_measured(found["arms"][arm], metrics) for arm, metrics in found["methods"].items()])
-    for arm, title in found["arms"].items():
+    print_table([_measured(result["arms"][arm], metrics) for arm, metrics in result["methods"].items()])
+    for arm, title in result["arms"].items():
         if arm != "gps":
-            gain = percent(found[f"gps minus {arm}"])
+            gain = percent(result[f"gps minus {arm}"])
             print(f"GPS minus {title}, in points, 95 % interval (paired bootstrap): {gain}")
     print("\nRecall of each class, %, with 95 % intervals (Wilson):")
     print_table(
         [
             {"class": name, "test images": str(row["images"])}
-            | {title: percent(row[arm]) for arm, title in found["arms"].items()}
-            for name, row in found["recall"].items()
+            | {title: percent(row[arm]) for arm, title in result["arms"].items()}
+            for name, row in result["recall"].items()
         ]
     )
     print("The GPS task file, applied in a fresh process:")
-    print_table([{**row, "probability": f"{row['probability']:.3f}"} for row in found["predictions"]])
+    print_table([{**row, "probability": f"{row['probability']:.3f}"} for row in result["predictions"]])
     task = out / "gps" / "delta.safetensors"
-    print(f"{found['seconds']:.0f} seconds in all. Try it: fewtune predict --delta {task} FOLDER_OF_IMAGES")
+    print(f"{result['seconds']:.0f} seconds in all. Try it: fewtune predict --delta {task} FOLDER_OF_IMAGES")
 
 
 def _measured(title: str, metrics: dict[str, Any]) -> dict[str, str]:

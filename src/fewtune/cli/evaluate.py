@@ -51,8 +51,8 @@ def evaluate(
     from fewtune.training.task import Drawn
 
     if compare is not None:
-        found = tasks.compare(*compare)
-        print_json(found.values) if as_json else print_table(found.rows)
+        comparison = tasks.compare(*compare)
+        print_json(comparison.values) if as_json else print_table(comparison.rows)
         return
     if (delta is None and model is None) or data is None:
         raise typer.BadParameter("give --delta and --data, or --compare and two files of predictions")

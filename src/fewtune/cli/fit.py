@@ -62,10 +62,10 @@ def fit(
 def seconds(text: str) -> float:
     """Seconds of a time such as 90s, 20min or 1.5h."""
     units = {"s": 1, "min": 60, "h": 3600}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
-    if found is None or float(found[1]) == 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
+    if match is None or float(match[1]) == 0:
         raise typer.BadParameter(f"a time is a number with s, min or h, such as 90s, 20min or 1.5h; got '{text}'")
-    return float(found[1]) * units[found[2]]
+    return float(match[1]) * units[match[2]]
 
 
 def _report(folder: RunFolder) -> None:
@@ -115,10 +115,10 @@ def _tested(metrics: dict[str, Any]) -> dict[str, str]:
     """The test's measures that have an interval, in percent."""
     from fewtune.metrics import percent
 
-    found = {key: value for key, value in metrics.get("test", {}).items() if isinstance(value, dict)}
-    if not found:
+    intervals = {key: value for key, value in metrics.get("test", {}).items() if isinstance(value, dict)}
+    if not intervals:
         return {"test": "no test images"}
-    return {f"test {key.replace('_', ' ')}, 95 % interval": percent(value) for key, value in found.items()}
+    return {f"test {key.replace('_', ' ')}, 95 % interval": percent(value) for key, value in intervals.items()}
 
 
 def _brought(metrics: dict[str, Any]) -> dict[str, str]:

@@ -26,13 +26,13 @@ def ood(
 
     keys = sets or ["imagenet-a", "imagenet-r", "imagenet-c"]
     progress = logging.getLogger("fewtune").info
-    found = score_task(
+    results = score_task(
         delta, keys, data, batch_size=batch_size, workers=workers, accelerator=accelerator, progress=progress
     )
     if as_json:
-        print_json(found)
+        print_json(results)
         return
-    for key, scores in found.items():
+    for key, scores in results.items():
         if "mce" in scores:
             print(f"{key}    mean accuracy {100 * scores['accuracy']:.2f} %, mCE {100 * scores['mce']:.2f}")
         else:

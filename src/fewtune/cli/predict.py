@@ -42,9 +42,9 @@ def predict(
     suffix = "" if out is None else out.suffix.lower()
     if out is not None and suffix and suffix not in TABLES and not out.is_dir():
         raise typer.BadParameter(f"--out must end in .csv or .json, or be a folder for masks, got {out}")
-    if delta is not None and (found := resolve(delta)).origin is not None:
-        logging.getLogger("fewtune").info("task file: %s", found)
-        delta = found.path
+    if delta is not None and (fetched := resolve(delta)).origin is not None:
+        logging.getLogger("fewtune").info("task file: %s", fetched)
+        delta = fetched.path
     task = task_of(delta) if delta is not None else CLASSIFICATION
     options: dict[str, Any] = {
         "batch_size": batch_size, "accelerator": accelerator, "progress": logging.getLogger("fewtune").info

@@ -138,8 +138,8 @@ def _sampled(listing: Listing, sample: int | None) -> Iterator[Item]:
 def _unreadable(items: list[Item]) -> list[str]:
     """Decode every file to its end, in threads; a mask must have its image's size."""
     with ThreadPoolExecutor() as pool:
-        found = shown(in_turn(pool, _fault, items), "opening images", len(items))
-        return [fault for fault in found if fault]
+        faults = shown(in_turn(pool, _fault, items), "opening images", len(items))
+        return [fault for fault in faults if fault]
 
 
 def _fault(item: Item) -> str | None:

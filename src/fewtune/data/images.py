@@ -165,14 +165,14 @@ def with_faults(
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
     """The files among `paths`, and all images in the folders among them, each folder sorted; hidden files aside."""
-    found: list[Path] = []
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(find_images(path))
+            files += sorted(find_images(path))
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise DataError(f"there is no image or folder at {path}")
-    if not found:
+    if not files:
         raise DataError("no images were found in what was given; expected image files, or folders that hold some")
-    return found
+    return files

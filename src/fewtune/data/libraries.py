@@ -56,12 +56,12 @@ def torchvision_data(spec: str, progress: Progress | None = None) -> ImageData:
         sets[split] = _torchvision_set(name, kind, root, arguments)
     splits = {
         split: Split(
-            records=range(len(found)),
-            labels=_labels(found),
-            names=[f"{name}/{split}/{i}" for i in range(len(found))],
-            read=ItemImage(found),
+            records=range(len(dataset)),
+            labels=_labels(dataset),
+            names=[f"{name}/{split}/{i}" for i in range(len(dataset))],
+            read=ItemImage(dataset),
         )
-        for split, found in sets.items()
+        for split, dataset in sets.items()
     }
     classes = list(getattr(sets["train"], "classes", None) or getattr(sets["train"], "categories", None) or ())
     if not classes:
@@ -91,9 +91,9 @@ def _torchvision_set(name: str, kind: Any, root: str, arguments: dict[str, Any])
 def _labels(dataset: Any) -> list[int]:
     """All labels, without decoding the images where the data set has them in a list."""
     for attribute in ("targets", "_labels", "labels", "y"):
-        found = getattr(dataset, attribute, None)
-        if found is not None and len(found) == len(dataset):
-            return [int(label) for label in found]
+        labels = getattr(dataset, attribute, None)
+        if labels is not None and len(labels) == len(dataset):
+            return [int(label) for label in labels]
     samples = getattr(dataset, "_samples", None)
     if samples is not None and len(samples) == len(dataset):
         return [int(label) for _, label in samples]
@@ -116,11 +116,11 @@ def hf_data(spec: str, progress: Progress | None = None) -> ImageData:
         progress(f"loading the data set {name}")
     try:
         saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+        dataset = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(word for word in str(error).split() if "://" not in word)[:120]
         raise DataError(f"the data set hf:{name} could not be loaded ({said}); is the name right?") from error
-    parts = found if isinstance(found, dict) else {"train": found}
+    parts = dataset if isinstance(dataset, dict) else {"train": dataset}
     sets = {SPLIT_NAMES[key.lower()]: part for key, part in parts.items() if key.lower() in SPLIT_NAMES}
     if "train" not in sets:
         raise DataError(f"hf:{name} has no train split; it has {', '.join(parts)}")
@@ -216,14 +216,14 @@ def textile_folder(progress: Progress | None = None) -> Path:
 def _digits() -> ImageData:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)  # 17 levels of grey
+    dataset = load_digits()
+    pixels = np.rint(dataset.images * (255 / 16)).astype(np.uint8)  # 17 levels of grey
     return ImageData(
         name="demo:digits",
-        class_names=tuple(map(str, found.target_names)),
+        class_names=tuple(map(str, dataset.target_names)),
         train=Split(
             records=[np.repeat(image[:, :, None], 3, axis=2) for image in pixels],
-            labels=[int(label) for label in found.target],
+            labels=[int(label) for label in dataset.target],
             names=[f"digits/{i}" for i in range(len(pixels))],
             read=Image.fromarray,
         ),

@@ -28,11 +28,11 @@ def prepare(data_set: Declaration, root: str | Path, progress: Progress) -> Path
     if isinstance(data_set.draw, Draw):
         return _drawn(data_set, data_set.draw, Path(root).expanduser(), progress)
     try:
-        found = find_folder(data_set, root)
+        folder = find_folder(data_set, root)
     except DataError:
-        found = None
-    if found is not None and not (data_set.download == "unpack" and not (found / "train").is_dir()):
-        return found
+        folder = None
+    if folder is not None and not (data_set.download == "unpack" and not (folder / "train").is_dir()):
+        return folder
     Path(root).mkdir(parents=True, exist_ok=True)
     match data_set.key:
         case "cifar-100":
@@ -40,7 +40,7 @@ def prepare(data_set: Declaration, root: str | Path, progress: Progress) -> Path
         case "oxford-flowers":
             _flowers(Path(root), data_set.folders[0], progress)
         case "imagenet-1k":
-            _imagenet(found or Path(root) / data_set.folders[0], progress)
+            _imagenet(folder or Path(root) / data_set.folders[0], progress)
         case _:
             return None
     return find_folder(data_set, root)
@@ -49,11 +49,11 @@ def prepare(data_set: Declaration, root: str | Path, progress: Progress) -> Path
 def _drawn(data_set: Declaration, rule: Draw, root: Path, progress: Progress) -> Path:
     """A VTAB-1k task's folder, as it lies there or drawn into ROOT/vtab-1k/."""
     try:
-        found = find_folder(data_set, root)
+        folder = find_folder(data_set, root)
     except DataError:
-        found = None
-    if found is not None and vtab.recognise(found):
-        return found
+        folder = None
+    if folder is not None and vtab.recognise(folder):
+        return folder
     root.mkdir(parents=True, exist_ok=True)
     load = partial(_torchvision, root=root, progress=progress)
     return prepare_task(rule, root / "vtab-1k" / data_set.folders[0], load, progress)

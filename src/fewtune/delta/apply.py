@@ -135,11 +135,11 @@ def _put_in(model: nn.Module, delta: Contents, verify: Verify) -> Applied:
     """Checks everything, the backbone's fingerprint last, then writes."""
     if verify not in ("fast", "full", "none"):
         raise DeltaError(f"verify={verify!r}; expected 'fast', 'full' or 'none'")
-    found = inventory(model)
-    head = Resizing.of(model, found.parameters, delta.head_shapes)
-    found = found.replaced(head.new)
-    targets = find_targets(delta, found)
-    seen = {} if verify == "none" else _verify(delta, found.tensors, verify)
+    present = inventory(model)
+    head = Resizing.of(model, present.parameters, delta.head_shapes)
+    present = present.replaced(head.new)
+    targets = find_targets(delta, present)
+    seen = {} if verify == "none" else _verify(delta, present.tensors, verify)
     kept = {}
     for name, target in targets.items():
         if name in head.parameters:
@@ -159,10 +159,10 @@ def _put_in(model: nn.Module, delta: Contents, verify: Verify) -> Applied:
     return Applied(delta, written, kept, head)
 
 
-def _verify(delta: Contents, found: Mapping[str, Tensor], verify: Literal["fast", "full"]) -> dict[str, Tensor]:
+def _verify(delta: Contents, tensors: Mapping[str, Tensor], verify: Literal["fast", "full"]) -> dict[str, Tensor]:
     """Looks at the backbone's fingerprint; gives what it read of the tensors that it did not read whole."""
     positions = delta.fast_positions if verify == "fast" else dict.fromkeys(delta.fingerprint.tensors)
-    parts = {n: found[n] if index is None else read(found[n], index) for n, index in positions.items()}
+    parts = {n: tensors[n] if index is None else read(tensors[n], index) for n, index in positions.items()}
     if (name := delta.fingerprint.first_difference(parts.values(), verify)) is not None:
         shared = delta.metadata.get(SHARED)
         if isinstance(shared, dict):

@@ -104,34 +104,34 @@ def inventory(model: nn.Module) -> Inventory:
     for name, module in model.named_modules():
         if "_fewtune" in vars(module):
             raise DeltaError(f"a selection is attached to this model (at {name or 'its root'}): detach its tuner first")
-        for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
+        for tensors, held in ((parameters, module._parameters), (buffers, module._buffers)):
             for attribute, tensor in held.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    found[f"{name}.{attribute}" if name else attribute] = tensor
+                    tensors[f"{name}.{attribute}" if name else attribute] = tensor
     return Inventory(parameters, buffers | parameters)
 
 
-def find_targets(delta: Contents, found: Inventory) -> dict[str, Target]:
+def find_targets(delta: Contents, present: Inventory) -> dict[str, Target]:
     """The model's tensors that the delta overwrites.
 
     Raises:
         DeltaError: the model's names, shapes or kinds are not those of the delta's backbone with the delta's head.
     """
-    _check_head(delta, found.parameters)
+    _check_head(delta, present.parameters)
     shapes = delta.choice.anatomy.shapes
-    if missing := [name for name in shapes if name not in found.parameters]:
+    if missing := [name for name in shapes if name not in present.parameters]:
         raise DeltaError(f"the delta belongs to another backbone: the model has no parameter {missing[0]}")
-    if extra := [name for name in found.parameters if name not in shapes]:
+    if extra := [name for name in present.parameters if name not in shapes]:
         raise DeltaError(f"the delta belongs to another backbone: it has no parameter {extra[0]}, the model has one")
     for name, shape in shapes.items():
-        if tuple(found.parameters[name].shape) != shape:
+        if tuple(present.parameters[name].shape) != shape:
             raise DeltaError(
                 f"the delta belongs to another backbone: {name} is {list(shape)} in the delta and "
-                f"{list(found.parameters[name].shape)} in the model"
+                f"{list(present.parameters[name].shape)} in the model"
             )
-    _check_kinds(delta, found.tensors)
-    return {name: Target(found.tensors[name], index) for name, index in delta.positions.items()}
+    _check_kinds(delta, present.tensors)
+    return {name: Target(present.tensors[name], index) for name, index in delta.positions.items()}
 
 
 def _check_head(delta: Contents, parameters: Mapping[str, Tensor]) -> None:

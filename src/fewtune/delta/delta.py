@@ -116,8 +116,8 @@ def load_delta(path: str | Path, *, limit: int | None = None) -> Delta:
         DeltaError: the file is missing, of another kind, of a newer version, truncated or altered, or the hub does
             not give it.
     """
-    found = resolve(path)
-    return from_bytes(read_file(found.path), str(found), limit)
+    fetched = resolve(path)
+    return from_bytes(read_file(fetched.path), str(fetched), limit)
 
 
 def from_bytes(content: bytes, source: str = "the delta", limit: int | None = None) -> Delta:

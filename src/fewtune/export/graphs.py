@@ -77,8 +77,8 @@ def open_onnx(file: Path) -> Run:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
-        found = session.run(["logits"], {"images": np.ascontiguousarray(images.numpy())})[0]
-        return torch.from_numpy(np.asarray(found))
+        logits = session.run(["logits"], {"images": np.ascontiguousarray(images.numpy())})[0]
+        return torch.from_numpy(np.asarray(logits))
 
     return run
 

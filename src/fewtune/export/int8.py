@@ -49,15 +49,15 @@ def labelled(tuned: Tuned, data: str, progress: Progress | None = None, **option
     def first(images: Split, limit: int) -> Split:
         return images.subset(range(limit))
 
-    found = chosen(load, data, "test", tuned.task.delta.metadata, first, include_training=True, progress=progress,
+    parts = chosen(load, data, "test", tuned.task.delta.metadata, first, include_training=True, progress=progress,
                    **options)  # fmt: skip
-    if found.fresh is None:
+    if parts.fresh is None:
         raise DataError(f"the task was trained on all images of {data}: give others, or fit with test_fraction=0.2")
     names = load(data, val_fraction=0.0).class_names
-    train = found.fresh if found.trained is None else found.trained
+    train = parts.fresh if parts.trained is None else parts.trained
     step = max(1, len(train) // CALIBRATION)
     calibration = train.subset(range(0, len(train), step)[:CALIBRATION])
-    return Labelled(_ready(tuned, names, calibration), _ready(tuned, names, found.fresh))
+    return Labelled(_ready(tuned, names, calibration), _ready(tuned, names, parts.fresh))
 
 
 def _ready(tuned: Tuned, class_names: Sequence[str], split: Split) -> Split:

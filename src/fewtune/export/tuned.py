@@ -125,8 +125,8 @@ class Tuned:
         for size in BATCHES:
             images = self.images(size)
             wanted = logits(self.task.backbone.model(images))
-            found = run(images)
-            difference = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("nan")
+            got = run(images)
+            difference = float((got - wanted).abs().max()) if got.shape == wanted.shape else float("nan")
             difference /= max(1.0, float(wanted.abs().max()))
             if not difference <= TOLERANCE:
                 raise ExportError(

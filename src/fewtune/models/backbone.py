@@ -112,14 +112,14 @@ def logits(output: Any) -> Tensor:
     Raises:
         ModelError: there are none.
     """
-    found = getattr(output, "logits", output)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
+    result = getattr(output, "logits", output)
+    if isinstance(result, tuple | list) and result:
+        result = result[0]
+    if not isinstance(result, Tensor):
         raise ModelError(
             f"a model must return a tensor of logits or an object with .logits, not {type(output).__name__}"
         )
-    return found
+    return result
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -158,8 +158,8 @@ def initialise_head(model: nn.Module, head: tuple[str, ...], seed: int) -> None:
 
 def module_names(model: nn.Module, wanted: list[nn.Module]) -> tuple[str, ...]:
     """The qualified names of the modules `wanted`, in the order of the model."""
-    found = {id(module) for module in wanted}
-    return tuple(name for name, module in model.named_modules() if name and id(module) in found)
+    ids = {id(module) for module in wanted}
+    return tuple(name for name, module in model.named_modules() if name and id(module) in ids)
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

@@ -76,9 +76,9 @@ def head_classes(backbone: Backbone, state: State) -> int:
     """How many classes the head in `state` has; 0 where it has none."""
     for name in backbone.head:
         weights = [k for k, _ in backbone.model.get_submodule(name).named_parameters(prefix=name)]
-        found = [state[key] for key in weights if key in state]
-        if found:
-            return int(found[-1].shape[0])
+        tensors = [state[key] for key in weights if key in state]
+        if tensors:
+            return int(tensors[-1].shape[0])
     return 0
 
 

@@ -79,14 +79,14 @@ def _set(name: str, config: Any, num_classes: int | None, image_size: int | None
 
 def _head(name: str, model: Any) -> tuple[str, ...]:
     """The children beside the base model that end in one output per class."""
-    found = []
+    layers = []
     for child in model.children():
         linear = [m for m in child.modules() if isinstance(m, nn.Linear)]
         if child is not model.base_model and linear and linear[-1].out_features == model.config.num_labels:
-            found.append(child)
-    if not found:
+            layers.append(child)
+    if not layers:
         raise ModelError(f"hf:{name}: no classifying layer was found in {type(model).__name__}")
-    return module_names(model, found)
+    return module_names(model, layers)
 
 
 def check_report(name: str, report: dict[str, Any], head: tuple[str, ...], image_size: int | None) -> None:

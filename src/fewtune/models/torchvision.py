@@ -75,9 +75,9 @@ def _create(name: str, weights: Any, options: dict[str, Any]) -> nn.Module:
 def _last_layer(name: str, model: nn.Module) -> str:
     """The name of the layer that classifies: the last Linear, or in SqueezeNet the last convolution."""
     for kind in (nn.Linear, nn.Conv2d):
-        found = [path for path, module in model.named_modules() if isinstance(module, kind)]
-        if found:
-            return found[-1]
+        layers = [path for path, module in model.named_modules() if isinstance(module, kind)]
+        if layers:
+            return layers[-1]
     raise ModelError(f"torchvision:{name} has no layer that could be its head")
 
 

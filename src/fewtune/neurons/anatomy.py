@@ -120,7 +120,7 @@ def describe(model: nn.Module, head: HeadSpec = ASK_MODEL, roles: Mapping[str, s
         raise ModelError("a selection is attached to this model; detach it first (tuner.detach), then score anew")
     head_modules = {id(m) for name in find_head(model, head) for m in model.get_submodule(name).modules()}
     names = {id(p): name for name, p in model.named_parameters()}
-    found: dict[str, View | Role] = {}
+    seen: dict[str, View | Role] = {}
     outside_head: set[str] = set()
     for module in model.modules():
         if isinstance(module, ParametrizationList):
@@ -130,12 +130,12 @@ def describe(model: nn.Module, head: HeadSpec = ASK_MODEL, roles: Mapping[str, s
             if id(module) not in head_modules:
                 outside_head.add(name)
             # A tied parameter is a neuron's weight if any of its owners uses it so; else its first owner decides.
-            if name not in found or (isinstance(what, View) and not isinstance(found[name], View)):
-                found[name] = what
+            if name not in seen or (isinstance(what, View) and not isinstance(seen[name], View)):
+                seen[name] = what
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    views = {n: v for n in shapes if isinstance(v := found.get(n), View) and n in outside_head}
+    views = {n: v for n in shapes if isinstance(v := seen.get(n), View) and n in outside_head}
     others = {
-        n: Role.HEAD if n in found and n not in outside_head else found.get(n, Role.OTHER)
+        n: Role.HEAD if n in seen and n not in outside_head else seen.get(n, Role.OTHER)
         for n in shapes
         if n not in views
     }

@@ -26,7 +26,7 @@ def short(text: str) -> str:
         return text
     if "/" in text and Path(text).exists():  # a path below the current folder
         return Path(text).name
-    return _ABSOLUTE.sub(lambda found: PureWindowsPath(found[0]).name or "data", text)
+    return _ABSOLUTE.sub(lambda match: PureWindowsPath(match[0]).name or "data", text)
 
 
 def _cleaned(value: Any) -> Any:

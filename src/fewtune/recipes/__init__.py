@@ -55,7 +55,7 @@ def read(items: Iterable[str], *, model: str | None = None, data: str | None = N
     settings = [item for item in given if "=" in item]
     files = [recipe_file(item) for item in given if "=" not in item]
     files = _with_peer(files, settings)
-    declared = next((found["data"] for file in reversed(files) if "data" in (found := read_yaml(file))), "")
+    declared = next((values["data"] for file in reversed(files) if "data" in (values := read_yaml(file))), "")
     if data and _is_task(declared) and ":" not in data.split("/")[0]:
         data = f"{declared.partition('?')[0]}?root={data}"
     return read_recipe(files, settings, model=model, data=data)

@@ -56,7 +56,7 @@ class MaskEvaluation:
         """The mean measures, then those of training images."""
         titled = [(self.report, "images"), (self.training, "images that were trained on")]
         values = [(report.to_json(), title) for report, title in titled if report]
-        return [_intervals(found, f"{found.pop('images')} {title}") for found, title in values]
+        return [_intervals(measures, f"{measures.pop('images')} {title}") for measures, title in values]
 
     def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
         """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
@@ -100,7 +100,7 @@ def evaluate(
     if (delta is None) == (model is None):
         raise ConfigError("give a task file (--delta), or a pretrained segmenter (--model) to score as it is")
     metadata = load_task_file(delta).metadata if delta is not None else {}
-    found = chosen(
+    parts = chosen(
         load_masks, data, split, metadata, limited_masks, include_training=include_training, progress=progress,
         **data_options,
     )  # fmt: skip
@@ -111,15 +111,15 @@ def evaluate(
     device = pick_device(accelerator)
     scored = {
         name: score_masks(segmenter, images, device, batch_size=batch_size, workers=workers)
-        for name, images in (("fresh", found.fresh), ("trained", found.trained))
+        for name, images in (("fresh", parts.fresh), ("trained", parts.trained))
         if images is not None
     }
     fresh, trained = scored.get("fresh"), scored.get("trained")
     rows = (fresh or trained or (None, []))[1]
-    images = found.fresh or found.trained
+    images = parts.fresh or parts.trained
     assert images is not None
     return MaskEvaluation(
-        fresh[0] if fresh else None, rows, segmenter, images, trained[0] if trained else None, found.told
+        fresh[0] if fresh else None, rows, segmenter, images, trained[0] if trained else None, parts.told
     )
 
 
@@ -129,7 +129,7 @@ def score_masks(
     """The report, and one row an image: file and its measures."""
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "text": "score"}
     maps = probability_maps(segmenter, split.images, device, **options)
-    measures = [measure(found, split.mask(index)) for index, found in enumerate(maps)]
+    measures = [measure(probabilities, split.mask(index)) for index, probabilities in enumerate(maps)]
     rows = [
         {"file": name, **{key: round(value, ROUNDED) for key, value in asdict(one).items()}}
         for name, one in zip(split.names, measures, strict=True)
@@ -159,9 +159,9 @@ def compare(first: Path, second: Path) -> Comparison:
     """
     a, b = read_measures(first), read_measures(second)
     names = same_images(first, a, second, b)
-    found = paired_differences([a[name] for name in names], [b[name] for name in names])
-    values = {name: asdict(interval) for name, interval in found.items()}
-    return Comparison(found, _intervals(values, f"{second} minus {first}"), values)
+    differences = paired_differences([a[name] for name in names], [b[name] for name in names])
+    values = {name: asdict(interval) for name, interval in differences.items()}
+    return Comparison(differences, _intervals(values, f"{second} minus {first}"), values)
 
 
 def _intervals(values: Mapping[str, Mapping[str, float]], title: str) -> Rows:

@@ -110,12 +110,12 @@ def predict(
 
     def draw(task: LoadedSegmenter, files: list[Path], targets: list[Path]) -> Iterator[dict[str, Any]]:
         maps = probability_maps(task.segmenter, files, pick_device(accelerator), batch_size=batch_size, workers=workers)
-        for file, target, found in zip(files, targets, maps, strict=True):
-            mask = found >= THRESHOLD
+        for file, target, probabilities in zip(files, targets, maps, strict=True):
+            mask = probabilities >= THRESHOLD
             save_mask(mask, target)
             if overlays:
                 save_png(overlay(open_image(file), mask), overlay_file(target))
-            sure = float(found[mask].mean()) if mask.any() else 0.0
+            sure = float(probabilities[mask].mean()) if mask.any() else 0.0
             yield {
                 "file": str(file), "mask": str(target), "width": mask.shape[1], "height": mask.shape[0],
                 "painted": round(float(mask.mean()), 6), "probability": round(sure, 6),

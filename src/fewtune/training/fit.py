@@ -237,8 +237,8 @@ def _write(folder: RunFolder, metrics: dict[str, Any]) -> None:
     """The run's result as CSV, and as metrics.json: with that a run is complete."""
     flat = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
     flat |= {f"validation_{key}": value for key, value in metrics["validation"].items() if not isinstance(value, dict)}
-    intervals = {name: found for name, found in metrics.get("test", {}).items() if isinstance(found, dict)}
-    flat |= {f"test_{name}_{key}": value for name, found in intervals.items() for key, value in found.items()}
+    intervals = {name: interval for name, interval in metrics.get("test", {}).items() if isinstance(interval, dict)}
+    flat |= {f"test_{name}_{key}": value for name, interval in intervals.items() for key, value in interval.items()}
     write_csv(folder.metrics.with_suffix(".csv"), [flat])
     write_json(folder.metrics, metrics)
 

@@ -65,10 +65,10 @@ def file_size(path: Path) -> int:
 def recompute_activations(model: nn.Module, name: str) -> None:
     """Switch it on in a timm or transformers model, for training mode; ConfigError where `model` cannot do it."""
     for switch in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
-        found = getattr(model, switch, None)
-        if callable(found):
+        enable = getattr(model, switch, None)
+        if callable(enable):
             try:
-                found()
+                enable()
             except (ValueError, AssertionError, NotImplementedError, AttributeError) as error:
                 raise ConfigError(
                     f"{name} cannot recompute activations ({error}); leave checkpoint_activations out"

@@ -180,13 +180,13 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and the libraries that are installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "command": shlex.join(sys.argv)}
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "command": shlex.join(sys.argv)}
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:

@@ -83,11 +83,11 @@ def record(parts: Iterable[Listed | None]) -> dict[str, Any]:
     """What a task file keeps of the images of `parts`: able to go into JSON, the same for any order of the images."""
     present = [part for part in parts if part is not None]
     digests = sorted({digest for part in present for digest in content_digests(part)})
-    found: dict[str, Any] = {"images": sum(map(len, present)), "sha256": base64.b64encode(b"".join(digests)).decode()}
-    if found["images"] <= LOOKED_AT:
+    record: dict[str, Any] = {"images": sum(map(len, present)), "sha256": base64.b64encode(b"".join(digests)).decode()}
+    if record["images"] <= LOOKED_AT:
         looks = np.unique(np.concatenate([_looks(part) for part in present])).astype(">u8")
-        found["phash"] = base64.b64encode(looks.tobytes()).decode()
-    return found
+        record["phash"] = base64.b64encode(looks.tobytes()).decode()
+    return record
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ class Seen:
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Seen | None:
         """The record of a task file; None in files of versions that kept none."""
-        found = metadata.get("seen")
-        if not isinstance(found, dict) or "sha256" not in found:
+        record = metadata.get("seen")
+        if not isinstance(record, dict) or "sha256" not in record:
             return None
-        content = base64.b64decode(found["sha256"])
+        content = base64.b64decode(record["sha256"])
         digests = frozenset(content[start : start + DIGEST] for start in range(0, len(content), DIGEST))
-        looks = found.get("phash")
+        looks = record.get("phash")
         return cls(digests, None if looks is None else np.frombuffer(base64.b64decode(looks), ">u8").astype(np.uint64))
 
     def among(self, images: Listed) -> np.ndarray:
@@ -236,12 +236,12 @@ def _split_again(
     if "test_fraction" not in settings:
         return None
     try:
-        found = load(data, **{**settings, **given})
+        split = load(data, **{**settings, **given})
     except DataError:  # too few images, or other classes: this is other data
         return None
     if seen is None:
         same = Path(data).resolve() == Path(metadata["recipe"].get("data", "")).resolve()
     else:
-        parts = [part for part in (found.train, found.val) if part is not None]
+        parts = [part for part in (split.train, split.val) if part is not None]
         same = seen.digests == {digest for part in parts for digest in content_digests(part)}
-    return found if same else None
+    return split if same else None

