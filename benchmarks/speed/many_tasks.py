@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import fewtune
+from fewtune.allocator import keep_freed_memory
 from fewtune.delta import Delta, swap
 from fewtune.serving import TaskBank
-from fewtune.serving.memory import keep_freed_memory
 
 IMAGES, CLASSES, RANK = 16, 10, 8
 Way = Callable[[], Any]

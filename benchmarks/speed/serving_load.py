@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fewtune.allocator import keep_freed_memory
 from fewtune.models import load_backbone
 from fewtune.serving.limits import Limits
-from fewtune.serving.memory import keep_freed_memory
 from fewtune.serving.opening import open_bank
 from many_tasks import made_up_task
 

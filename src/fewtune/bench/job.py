@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fewtune.allocator import keep_freed_memory
 from fewtune.bench.plan import Kind, result_file, scores_file
 from fewtune.config import Recipe
 from fewtune.errors import FewtuneError, ImportanceError, one_line
@@ -67,6 +68,7 @@ def do(job: Job) -> str | None:
     log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger("fewtune").addHandler(log)
     try:
+        keep_freed_memory()
         reset_peak_memory()
         seed_all(job.recipe.seed)
         if job.kind == "choose":

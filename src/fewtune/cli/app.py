@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fewtune.allocator import keep_freed_memory
 from fewtune.cli import (
     bench,
     data,
@@ -42,6 +43,7 @@ def root(
     if version:
         print(f"fewtune {installed('fewtune')}")
         raise typer.Exit
+    keep_freed_memory()
     if context.invoked_subcommand is None:
         print(context.get_help())
 

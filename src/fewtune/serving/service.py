@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewtune.allocator import keep_freed_memory
 from fewtune.errors import MissingExtra, Progress
 from fewtune.serving.limits import Limits
-from fewtune.serving.memory import keep_freed_memory
 from fewtune.serving.opening import open_bank
 from fewtune.training.loaders import pick_device
 

@@ -1,4 +1,4 @@
-"""Memory that a service of one kind of work gets again and again."""
+"""How this process's memory allocator treats what was freed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def keep_freed_memory() -> bool:
     """Keeps freed memory in this process and does not give it back to the system; False where glibc is not there.
 
     Activations of some megabytes come and go with every batch. glibc returns them or keeps them as chance has it, and
-    getting them back page by page takes up to a fifth of a pass's time.
+    getting them back page by page takes up to a fifth of a pass's time. For processes of our own alone (the command
+    line, workers, the service): a user's program decides for itself.
     """
     if not sys.platform.startswith("linux"):
         return False
