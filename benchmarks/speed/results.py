@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fewtune.bench.record import processor
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 
@@ -19,13 +20,7 @@ def machine(device: str, threads: int) -> dict[str, Any]:
     if device == "cuda":
         tf32 = torch.backends.cuda.matmul.fp32_precision
         return {"device": torch.cuda.get_device_name(), "float32 products": tf32, **about}
-    return {"device": f"CPU {_cpu_name()}, {threads} threads", **about}
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"device": f"CPU {processor()}, {threads} threads", **about}
 
 
 def load(name: str) -> list[dict[str, Any]]:

@@ -139,11 +139,14 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
 
 
 def processor() -> str:
-    """Name of this machine's processor."""
+    """Name of this machine's processor, with what tells generations apart that go by one name (AMD EPYC for one)."""
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    numbers = ", ".join(f"{key} {told[key]}" for key in ("cpu family", "model") if key in told)
+    return f"{told['model name']} ({numbers})" if numbers else told["model name"]
 
 
 def _by_image(file: Path, task: Task) -> tuple[str, np.ndarray | None, float | None]:
