@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import fewtune
-from methods import CLASSES, Candidate, build, threads
+from methods import CLASSES, Timed, build, threads
 from results import add_result
 from training_step import clock, step_times
 
@@ -65,8 +65,8 @@ def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, dict[
     }
 
 
-def _epoch(candidate: Candidate, batches: Batches, now: Callable[[], float]) -> float:
-    return sum(sum(step_times(candidate, images, labels, now)) for images, labels in batches)
+def _epoch(timed: Timed, batches: Batches, now: Callable[[], float]) -> float:
+    return sum(sum(step_times(timed, images, labels, now)) for images, labels in batches)
 
 
 def _timed(run: Callable[[], object], now: Callable[[], float]) -> float:

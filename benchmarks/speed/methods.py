@@ -30,7 +30,7 @@ PEERS = ("full", "dense mask", "bias-only", "frozen limit", "LoRA r=8", "SHiRA",
 
 
 @dataclass
-class Candidate:
+class Timed:
     """A model made ready for one way of fine-tuning it.
 
     after_backward: what the way does to gradients before the optimiser's step.
@@ -53,7 +53,7 @@ class Candidate:
         self.optimizer.step()
 
 
-def build(method: str, architecture: str, *, random_columns: bool = False, device: str = "cpu") -> Candidate:
+def build(method: str, architecture: str, *, random_columns: bool = False, device: str = "cpu") -> Timed:
     """One way of fine-tuning a randomly initialised timm model.
 
     Args:
@@ -71,7 +71,7 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
         return _gps(method, model, random_columns=random_columns)
     if method == "dense mask":
         mask = DenseMask(model, selection(model, 1, random_columns=random_columns))
-        return Candidate(
+        return Timed(
             method,
             model,
             trained := mask.parameters(),
@@ -84,11 +84,11 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     held = [buffer for name, buffer in model.named_buffers() if "supertuning" in name]
     for module in model.modules():
         held += getattr(module, "shira_indices", {}).values()
-    return Candidate(method, model, trained, _adam(trained), held=held)
+    return Timed(method, model, trained, _adam(trained), held=held)
 
 
 @dataclass
-class Kept(Candidate):
+class Kept(Timed):
     """With what lies below the border computed once for each batch of images, as `keep_prefix` does."""
 
     shortcut: Shortcut | None = None
@@ -101,7 +101,7 @@ class Kept(Candidate):
         return F.cross_entropy(self.shortcut.above(self.rows[id(images)]), labels)
 
 
-def _gps(method: str, model: nn.Module, *, random_columns: bool) -> Candidate:
+def _gps(method: str, model: nn.Module, *, random_columns: bool) -> Timed:
     """By its name: K, the part of the blocks or stages that is trained, and whether what lies below is kept."""
     words = method.removeprefix("GPS K=").split()
     border, below = None, ()
@@ -115,7 +115,7 @@ def _gps(method: str, model: nn.Module, *, random_columns: bool) -> Candidate:
     common: dict[str, Any] = {"held": _held_by(tuner)}
     trained = tuner.parameters()
     if border is None or "kept" not in words:
-        return Candidate(method, model, trained, _adam(trained), **common)
+        return Timed(method, model, trained, _adam(trained), **common)
     return Kept(method, model, trained, _adam(trained), shortcut=Shortcut(model, border), **common)
 
 

@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 import fewtune
-from methods import CLASSES, PEERS, Candidate, build, threads
+from methods import CLASSES, PEERS, Timed, build, threads
 from results import add_result
 
 GPS = ("GPS K=1", "GPS K=2", "GPS K=5", "GPS K=10", "GPS K=20")
@@ -41,15 +41,15 @@ def clock(kind: str, device: str) -> Callable[[], float]:
     return now
 
 
-def step_times(candidate: Candidate, images: torch.Tensor, labels: torch.Tensor, now: Callable[[], float]) -> list:
+def step_times(timed: Timed, images: torch.Tensor, labels: torch.Tensor, now: Callable[[], float]) -> list:
     """Seconds of forward, backward and optimiser (with the clearing of gradients) of one step."""
     start = now()
-    loss = candidate.forward(images, labels)
+    loss = timed.forward(images, labels)
     forward = now()
     loss.backward()
     backward = now()
-    candidate.step()
-    candidate.optimizer.zero_grad(set_to_none=True)
+    timed.step()
+    timed.optimizer.zero_grad(set_to_none=True)
     return [forward - start, backward - forward, now() - backward]
 
 
@@ -59,21 +59,21 @@ def measure(architecture: str, methods: list[str], arguments: argparse.Namespace
     device, now = arguments.device, clock(arguments.clock, arguments.device)
     images = torch.randn(arguments.batch, 3, size, size, device=device)
     labels = torch.randint(CLASSES, (arguments.batch,), device=device)
-    candidates = []
+    timed_methods = []
     for method in methods:
-        candidate = build(method, architecture, random_columns=arguments.random_columns, device=device)
+        timed = build(method, architecture, random_columns=arguments.random_columns, device=device)
         if arguments.compile:
-            candidate.model.compile(mode=arguments.compile)
-        candidates.append(candidate)
+            timed.model.compile(mode=arguments.compile)
+        timed_methods.append(timed)
     times: dict[str, list[list[float]]] = {method: [] for method in methods}
     warm_up = 3 if arguments.compile or device == "cuda" else 1
     for turn in range(warm_up + arguments.rounds):
-        shift = turn % len(candidates)
-        for candidate in candidates[shift:] + candidates[:shift]:
-            seconds = step_times(candidate, images, labels, now)
+        shift = turn % len(timed_methods)
+        for timed in timed_methods[shift:] + timed_methods[:shift]:
+            seconds = step_times(timed, images, labels, now)
             if turn >= warm_up:
-                times[candidate.name].append(seconds)
-    del candidates
+                times[timed.name].append(seconds)
+    del timed_methods
     gc.collect()
     return {method: _summary(method, times) for method in methods}
 

@@ -14,7 +14,7 @@ from fewtune.delta import Delta, applied, load_delta
 from fewtune.delta.levels import flatten, merge_shared, shared_of, stands_on
 from fewtune.errors import DeltaError
 from fewtune.selection import Selection
-from fewtune.sharing.choosing import without
+from fewtune.sharing.shares import without
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

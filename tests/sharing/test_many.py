@@ -21,7 +21,7 @@ from fewtune.errors import ConfigError, DeltaError
 from fewtune.models import load_backbone
 from fewtune.serving import TaskBank
 from fewtune.sharing import fit_many, read_tasks
-from fewtune.sharing.choosing import rest_of, summed_ranks, without
+from fewtune.sharing.shares import rest_of, summed_ranks, without
 from fewtune.tasks import evaluate, fit, load_task
 from fewtune.training.seen import Seen
 from fewtune.training.trainer import SaveEpochs

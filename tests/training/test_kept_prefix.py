@@ -17,7 +17,7 @@ from fewtune.files import read_json
 from fewtune.methods.reach import Border, find_border
 from fewtune.tasks import fit, prepare
 from fewtune.training.kept import KeptPrefix
-from fewtune.training.loaders import seeded
+from fewtune.training.loaders import seeded_all
 from fewtune.training.seen import content_digests
 from fewtune.training.shortcut import Shortcut
 from runs import coloured_folder, tiny_recipe
@@ -87,7 +87,7 @@ def test_views_are_kept_and_shown_in_turn(images: Path) -> None:
     kept = KeptPrefix.of(model, find_border(model, 2), recipe, {"train": train, "val": None})
     content, below = content_digests(train)[3], Shortcut(model, find_border(model, 2)).below
     for epoch in range(3):
-        with seeded(int.from_bytes(content, "big"), epoch % 2):
+        with seeded_all(int.from_bytes(content, "big"), epoch % 2):
             image, label = train[3]
         row, kept_label, index = kept.images["train"][epoch, 3]
         torch.testing.assert_close(row, below(image[None])[0], rtol=1e-5, atol=1e-6)

@@ -60,8 +60,8 @@ TEXTILE = Wheel(
 
 def cache_folder() -> Path:
     """Where fetched and converted files are kept: FEWTUNE_CACHE, else XDG_CACHE_HOME/fewtune, else ~/.cache/fewtune."""
-    if own := os.environ.get("FEWTUNE_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("FEWTUNE_CACHE"):
+        return Path(folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fewtune"
 

@@ -12,7 +12,7 @@ from fewtune.delta import Delta, load_delta
 from fewtune.errors import DeltaError, Progress
 from fewtune.files import save_state
 from fewtune.models import Backbone, backbone_from_description
-from fewtune.models.checkpoint import fit, read_state
+from fewtune.models.checkpoint import load_weights, read_state
 
 
 def apply_to_checkpoint(path: Path, checkpoint: Path, out: Path) -> None:
@@ -22,7 +22,7 @@ def apply_to_checkpoint(path: Path, checkpoint: Path, out: Path) -> None:
     """
     delta = load_delta(path)
     backbone = backbone_from_description(untrained(_description(delta, path)), len(delta.metadata["class_names"]))
-    fit(backbone.model, read_state(checkpoint), backbone.head, str(checkpoint))
+    load_weights(backbone.model, read_state(checkpoint), backbone.head, str(checkpoint))
     delta.apply(backbone.model)
     save_state(backbone.model.state_dict(), out)
 
@@ -45,8 +45,8 @@ def revert_checkpoint(path: Path, tuned: Path, out: Path, original: Path | None,
         before = read_state(original)
     else:
         task = backbone_from_description(description, len(delta.metadata["class_names"]), progress)
-        own = backbone_from_description(description, None)
-        before = {**own.model.state_dict(), **_outside_head(task)}
+        original_backbone = backbone_from_description(description, None)
+        before = {**original_backbone.model.state_dict(), **_outside_head(task)}
     head = set(delta.choice.head)
     for name, position in delta.positions.items():
         if name not in state or (name not in before and name not in head):

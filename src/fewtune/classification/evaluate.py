@@ -94,13 +94,13 @@ def scored_as(
     )  # fmt: skip
     rows: Rows = []
     reports: list[Measured | None] = []
-    for images, own in ((parts.fresh, {"trained_on": 0}), (parts.trained, {"trained_on": 1})):
+    for images, mark in ((parts.fresh, {"trained_on": 0}), (parts.trained, {"trained_on": 1})):
         if images is None:
             reports.append(None)
             continue
         measured, told = score(images)
         reports.append(measured)
-        rows += [{**row, **own} for row in told] if include_training else told
+        rows += [{**row, **mark} for row in told] if include_training else told
     return Scored(reports[0], rows, reports[1], parts.told)
 
 

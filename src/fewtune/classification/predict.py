@@ -109,8 +109,8 @@ def prediction_rows(
     for i, (name, row, best) in enumerate(
         zip(names, probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)
     ):
-        own = {} if labels is None else {"label": class_names[labels[i]]}
+        known = {} if labels is None else {"label": class_names[labels[i]]}
         each = dict(zip(columns, (round(p, 6) for p in row), strict=True))
         probability = round(row[best], 6)
-        rows.append({"file": str(name), **own, "prediction": class_names[best], "probability": probability, **each})
+        rows.append({"file": str(name), **known, "prediction": class_names[best], "probability": probability, **each})
     return rows

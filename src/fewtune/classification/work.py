@@ -62,8 +62,8 @@ class ImageWork(Work):
     @property
     def scored(self) -> Split:
         """Training images in two views each, which the contrastive loss contrasts."""
-        own = self.train_transform
-        return self.data.train.with_transform(TwoViews(own) if own else two_views(self.backbone))
+        transform = self.train_transform
+        return self.data.train.with_transform(TwoViews(transform) if transform else two_views(self.backbone))
 
     @property
     def objective(self) -> Objective:

@@ -78,13 +78,13 @@ class Fingerprint:
     ) -> Fingerprint:
         """Of the original tensors, in the order of ``tensors``, each looked at once."""
         positions = fast_positions(tensors, overwritten)
-        own: dict[tuple[Depth, torch.dtype], list[bytes]] = {(d, r): [] for d in DEPTHS for r in ROUNDINGS}
+        digests: dict[tuple[Depth, torch.dtype], list[bytes]] = {(d, r): [] for d in DEPTHS for r in ROUNDINGS}
         for name, tensor in originals:
             index = positions[name]
             fast = tensor if index is None else read(tensor, index)
-            for depth, rounding in own:
-                own[depth, rounding] += _digests([fast if depth == "fast" else tensor.detach()], rounding)
-        return cls(tensors, tuple(tuple(_combined(own[d, r]) for r in ROUNDINGS) for d in DEPTHS))
+            for depth, rounding in digests:
+                digests[depth, rounding] += _digests([fast if depth == "fast" else tensor.detach()], rounding)
+        return cls(tensors, tuple(tuple(_combined(digests[d, r]) for r in ROUNDINGS) for d in DEPTHS))
 
     def first_difference(self, parts: Iterable[Tensor], depth: Depth) -> str | None:
         """The name of the first tensor that is not the backbone's, or None where all are.
@@ -98,10 +98,10 @@ class Fingerprint:
             digest, tags = self.hashes[DEPTHS.index(depth)][ROUNDINGS.index(rounding)]
             # The fast parts are small: rounded together they take a few steps instead of hundreds.
             together = [parts] if depth == "fast" else [[part] for part in parts]
-            own = [one for group in together for one in _digests(group, rounding)]
-            if hashlib.sha256(b"".join(own)).digest() == digest:
+            digests = [one for group in together for one in _digests(group, rounding)]
+            if hashlib.sha256(b"".join(digests)).digest() == digest:
                 return None
-            equal = [one[:TAG] == tags[i * TAG : (i + 1) * TAG] for i, one in enumerate(own)]
+            equal = [one[:TAG] == tags[i * TAG : (i + 1) * TAG] for i, one in enumerate(digests)]
             differing.append(equal.index(False) if False in equal else len(names) - 1)
         return names[max(differing)]  # the rounding that agrees further tells more
 
@@ -122,9 +122,9 @@ class Fingerprint:
         return cls(tensors, (tuple(flat[: len(ROUNDINGS)]), tuple(flat[len(ROUNDINGS) :])))
 
 
-def _combined(own: Sequence[bytes]) -> tuple[bytes, bytes]:
+def _combined(digests: Sequence[bytes]) -> tuple[bytes, bytes]:
     """One digest over the digests of the tensors, and the beginning of each."""
-    return hashlib.sha256(b"".join(own)).digest(), b"".join(one[:TAG] for one in own)
+    return hashlib.sha256(b"".join(digests)).digest(), b"".join(one[:TAG] for one in digests)
 
 
 def _digests(tensors: Sequence[Tensor], rounding: torch.dtype) -> list[bytes]:

@@ -123,19 +123,19 @@ class Layout:
 def encode(places: Places) -> tuple[Layout, np.ndarray, np.ndarray]:
     """The shortest way to write a layer's places: its layout, its table of hot columns, one integer a connection."""
     rows, columns = places.rows.numpy(), places.columns.numpy()
-    table, slot, times = np.unique(columns, return_inverse=True, return_counts=True)
+    table, numbers, times = np.unique(columns, return_inverse=True, return_counts=True)
     none = np.empty(0, np.int64)
     forms = [
         (Layout(len(places), 0, True), none, _gaps(rows, columns, places.fan_in)),
-        (Layout(len(places), len(table), True), table, _gaps(rows, slot, len(table))),
+        (Layout(len(places), len(table), True), table, _gaps(rows, numbers, len(table))),
     ]
     if places.k is not None:
-        # The most frequent column first, so that small slots are frequent in every layer and share one Huffman code.
+        # The most frequent column first, so that small numbers are frequent in every layer and share one Huffman code.
         order = np.argsort(-times, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         forms.append((Layout(len(places), 0, False), none, columns))
-        forms.append((Layout(len(places), len(table), False), table[order], rank[slot]))
+        forms.append((Layout(len(places), len(table), False), table[order], rank[numbers]))
     return min(forms, key=lambda form: _bits(form[1]) + _bits(form[2]))
 
 
@@ -157,13 +157,13 @@ def decode(layout: Layout, neurons: int, fan_in: int, table: np.ndarray, numbers
     numbers = numbers.astype(np.int64)
     if layout.gaps:
         place = np.cumsum(numbers + 1) - 1
-        rows, slot = place // width, place % width
+        rows, within = place // width, place % width
     else:
         each, rest = divmod(len(numbers), neurons)
         if rest or int(numbers.max()) >= width:
             raise ValueError("a place is out of range")
-        rows, slot = np.repeat(np.arange(neurons), each), numbers
-    flat = rows * fan_in + (table.astype(np.int64)[slot] if layout.hot else slot)
+        rows, within = np.repeat(np.arange(neurons), each), numbers
+    flat = rows * fan_in + (table.astype(np.int64)[within] if layout.hot else within)
     if flat[0] < 0 or flat[-1] >= neurons * fan_in or not (np.diff(flat) > 0).all():
         raise ValueError("places are out of order or range")
     return Places(neurons, fan_in, torch.from_numpy(flat))
@@ -195,9 +195,9 @@ def decode_all(
         hot, entry = hot + layout.hot, entry + layout.count
 
 
-def _gaps(rows: np.ndarray, slots: np.ndarray, width: int) -> np.ndarray:
+def _gaps(rows: np.ndarray, numbers: np.ndarray, width: int) -> np.ndarray:
     """The entries skipped before each place: zero or more, and the places are in order by construction."""
-    return np.diff(rows * width + slots, prepend=-1) - 1
+    return np.diff(rows * width + numbers, prepend=-1) - 1
 
 
 def _bits(numbers: np.ndarray) -> float:

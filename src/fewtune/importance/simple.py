@@ -79,9 +79,9 @@ def difference_importance(
         # In float32 at least: the difference of two half-precision weights would be rounded once more.
         wide = torch.promote_types(then.dtype, torch.float32)
         scores[name] = (now.to(then.device, wide) - then.to(wide)).abs()
-    if unmoved := [name for name, score in scores.items() if not bool(score.any())]:
+    if unchanged := [name for name, score in scores.items() if not bool(score.any())]:
         raise ImportanceError(
-            f"{unmoved[0]} is the same in the model and in the tuned state (as are {len(unmoved) - 1} more of "
+            f"{unchanged[0]} is the same in the model and in the tuned state (as are {len(unchanged) - 1} more of "
             f"{len(scores)} weights); expected a full fine-tuning, which moves every weight"
         )
     return Scores(scores, anatomy)

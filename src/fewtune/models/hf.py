@@ -113,10 +113,10 @@ def _inputs(name: str, config: Any, image_size: int | None) -> dict[str, Any]:
         processor = None
     size = _side(getattr(processor, "size", None))
     crop = _side(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
-    own = crop or size or getattr(config, "image_size", None) or 224
-    own = own[0] if isinstance(own, list | tuple) else own
+    side = crop or size or getattr(config, "image_size", None) or 224
+    side = side[0] if isinstance(side, list | tuple) else side
     return {
-        "image_size": image_size or int(own),
+        "image_size": image_size or int(side),
         "mean": tuple(getattr(processor, "image_mean", None) or (0.5, 0.5, 0.5)),
         "std": tuple(getattr(processor, "image_std", None) or (0.5, 0.5, 0.5)),
         "interpolation": INTERPOLATIONS[int(getattr(processor, "resample", None) or 3)],

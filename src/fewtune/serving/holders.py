@@ -45,11 +45,11 @@ def holders_of(model: nn.Module) -> dict[str, list[Holder]]:
 @contextmanager
 def replaced(tensors: Mapping[Holder, Tensor]) -> Iterator[None]:
     """Other tensors in the place of a model's own, of any shape; the model's own are not written to."""
-    own = {holder: holder.group[holder.attribute] for holder in tensors}
+    originals = {holder: holder.group[holder.attribute] for holder in tensors}
     try:
         for holder, tensor in tensors.items():
             holder.group[holder.attribute] = tensor
         yield
     finally:
-        for holder, before in own.items():
+        for holder, before in originals.items():
             holder.group[holder.attribute] = before

@@ -22,7 +22,7 @@ class InsertedTask:
     """
 
     model: nn.Module
-    own: tuple[Tensor, ...]
+    added: tuple[Tensor, ...]
     classes: int
     metadata: Mapping[str, Any]
 
@@ -35,8 +35,8 @@ class InsertedTask:
         """
         model, _ = task.beside(backbone)
         shared = {id(tensor) for tensor in tensors_of(backbone).values()}
-        own = tuple(t for t in tensors_of(model).values() if id(t) not in shared)
-        return cls(model.eval().requires_grad_(False), own, list(task.shapes.values())[-1][0], task.metadata)
+        added = tuple(t for t in tensors_of(model).values() if id(t) not in shared)
+        return cls(model.eval().requires_grad_(False), added, list(task.shapes.values())[-1][0], task.metadata)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ class InsertedTask:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of the numbers that are not the backbone's."""
-        return sum(tensor.nbytes for tensor in self.own)
+        return sum(tensor.nbytes for tensor in self.added)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Any:

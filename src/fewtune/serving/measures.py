@@ -17,14 +17,18 @@ class Measures:
     media_type = CONTENT_TYPE_LATEST
 
     def __init__(self, bank: TaskBank) -> None:
-        self.registry = own = CollectorRegistry()
-        self.requests = Counter("fewtune_requests", "Requests by route and status", ["route", "status"], registry=own)
-        self.seconds = Histogram("fewtune_request_seconds", "Seconds of a request", ["route"], registry=own)
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "fewtune_requests", "Requests by route and status", ["route", "status"], registry=registry
+        )
+        self.seconds = Histogram("fewtune_request_seconds", "Seconds of a request", ["route"], registry=registry)
         sizes = (1, 2, 4, 8, 16, 32, 64)
-        self.images = Histogram("fewtune_batch_images", "Images of a forward pass", buckets=sizes, registry=own)
-        self.tasks = Histogram("fewtune_batch_tasks", "Tasks of a forward pass", buckets=sizes, registry=own)
-        Gauge("fewtune_tasks", "Tasks held", registry=own).set_function(lambda: len(bank.tasks()))
-        Gauge("fewtune_task_bytes", "Bytes of the numbers of all tasks", registry=own).set_function(lambda: bank.nbytes)
+        self.images = Histogram("fewtune_batch_images", "Images of a forward pass", buckets=sizes, registry=registry)
+        self.tasks = Histogram("fewtune_batch_tasks", "Tasks of a forward pass", buckets=sizes, registry=registry)
+        Gauge("fewtune_tasks", "Tasks held", registry=registry).set_function(lambda: len(bank.tasks()))
+        Gauge("fewtune_task_bytes", "Bytes of the numbers of all tasks", registry=registry).set_function(
+            lambda: bank.nbytes
+        )
 
     def batch(self, images: int, tasks: int) -> None:
         """Counts a forward pass."""

@@ -76,7 +76,7 @@ def changed_modules(
             if module is model:
                 return name
             tensors.setdefault(module, {})[holder] = name
-    return [Changed(module, splits[module], own) for module, own in tensors.items()]
+    return [Changed(module, splits[module], held) for module, held in tensors.items()]
 
 
 class MixedPass:
@@ -101,20 +101,20 @@ class MixedPass:
                 vars(changed.module).pop("forward", None)
 
     def _forward(self, changed: Changed) -> Callable[..., Any]:
-        own = changed.module.forward
+        original = changed.module.forward
         linear = type(changed.module).forward is nn.Linear.forward and _alike(changed, self.rows)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             scratch: Scratch = {} if self.scratch is None else self.scratch
             if len(self.rows) == 1:
-                return self._of_task(changed, own, self.rows[0], scratch, args, kwargs)
+                return self._of_task(changed, original, self.rows[0], scratch, args, kwargs)
             if linear and not torch.is_autocast_enabled(args[0].device.type):
                 return _linear(changed, args[0], self.rows, self.workspace)
-            return self._by_task(changed, own, scratch, args, kwargs)
+            return self._by_task(changed, original, scratch, args, kwargs)
 
         return forward
 
-    def _by_task(self, changed: Changed, own: Callable[..., Any], scratch: Scratch, args: Any, kwargs: Any) -> Any:
+    def _by_task(self, changed: Changed, forward: Callable[..., Any], scratch: Scratch, args: Any, kwargs: Any) -> Any:
         """The module once for each task, on that task's part of all that holds images."""
         leaves, structure = tree_flatten((args, kwargs))
         given, self.scratch = self.scratch, scratch
@@ -123,7 +123,7 @@ class MixedPass:
             for row, images in zip(self.rows, _parts(self.rows), strict=True):
                 some = [images(x) if h else x for x, h in zip(leaves, changed.split.arguments, strict=True)]
                 some_args, some_kwargs = tree_unflatten(some, structure)
-                outputs.append(tree_flatten(self._of_task(changed, own, row, scratch, some_args, some_kwargs)))
+                outputs.append(tree_flatten(self._of_task(changed, forward, row, scratch, some_args, some_kwargs)))
         finally:
             self.scratch = given
         joined = [
@@ -135,7 +135,7 @@ class MixedPass:
     def _of_task(
         self,
         changed: Changed,
-        own: Callable[..., Any],
+        forward: Callable[..., Any],
         row: tuple[HeldTask, int],
         scratch: Scratch,
         args: Any,
@@ -145,7 +145,7 @@ class MixedPass:
         outer, self.rows = self.rows, [row]
         try:
             with _task_tensors(changed, row[0], scratch) as tensors, replaced(tensors):
-                return own(*args, **kwargs)
+                return forward(*args, **kwargs)
         finally:
             self.rows = outer
 
@@ -176,12 +176,12 @@ def _linear(changed: Changed, x: Tensor, rows: Rows, workspace: Workspace) -> Te
     """`nn.Linear` by task, each product written where it belongs: joining parts would copy the whole output."""
     module = changed.module
     assert isinstance(module, nn.Linear)
-    own, bias = module.weight.detach(), module.bias
+    original, bias = module.weight.detach(), module.bias
     names = {holder.attribute: name for holder, name in changed.tensors.items()}
     flat = x.reshape(-1, module.in_features)
     output = x.new_empty(len(flat), module.out_features)
     each, start = len(flat) // sum(count for _, count in rows), 0
-    copy = workspace.copy_of(own) if "weight" in names else own
+    copy = workspace.copy_of(original) if "weight" in names else original
     for task, count in rows:
         part = slice(start * each, (start + count) * each)
         start += count
@@ -195,7 +195,7 @@ def _linear(changed: Changed, x: Tensor, rows: Rows, workspace: Workspace) -> Te
         else:
             torch.addmm(b, flat[part], weight.t(), out=output[part])
         if weight is copy and change is not None:
-            write(copy, positions, read(own, positions))
+            write(copy, positions, read(original, positions))
     return output.view(*x.shape[:-1], module.out_features)
 
 

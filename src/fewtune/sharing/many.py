@@ -23,7 +23,7 @@ from fewtune.importance import Scores
 from fewtune.methods.gps import choose
 from fewtune.neurons import Role, describe
 from fewtune.selection import Selection
-from fewtune.sharing.choosing import rest_of, summed_ranks, without
+from fewtune.sharing.shares import rest_of, summed_ranks, without
 from fewtune.sharing.tasks import ManyTasks, write_tasks
 from fewtune.sharing.work import JointWork, OwnWork
 from fewtune.training.fit import fit, train
@@ -192,21 +192,21 @@ def _own(many: ManyTasks, name: str, out: Path, shared: Delta | None) -> dict[st
     if shared is None:
         return fit(recipe, folder.path, prepared, resume=folder.config.exists()).metrics
     noted = stands_on(out / SHARED)
-    own = recipe.changed(k=many.own_k() or recipe.k)
+    on_shared = recipe.changed(k=many.own_k() or recipe.k)
     if many.share == 1:
-        own = own.changed(**dict.fromkeys(DENSE, "none"))
+        on_shared = on_shared.changed(**dict.fromkeys(DENSE, "none"))
 
     def prepare(asked: Recipe) -> OwnWork:
         return OwnWork.of(prepared(asked), shared, noted)
 
     if not folder.config.exists():
-        folder.begin(own)
+        folder.begin(on_shared)
     if not folder.selection.exists():
-        seed_all(own.seed)
-        work = prepare(own)
+        seed_all(on_shared.seed)
+        work = prepare(on_shared)
         if many.share == 1:
             chosen = Selection(describe(work.backbone.model, work.backbone.head), {}, {})
         else:
-            chosen = without(choose(own, rest_of(score(work), shared.selection())), shared.selection())
+            chosen = without(choose(on_shared, rest_of(score(work), shared.selection())), shared.selection())
         chosen.save(folder.selection)
-    return fit(own, folder.path, prepare, resume=True).metrics
+    return fit(on_shared, folder.path, prepare, resume=True).metrics

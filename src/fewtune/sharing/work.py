@@ -65,8 +65,8 @@ class JointClassifier(Classifier):
         plain = F.cross_entropy(scores, labels, weight=self.class_weights)
         if not smoothing:
             return plain
-        own = ~self.foreign[labels]
-        even = -(scores.log_softmax(1).masked_fill(~own, 0).sum(1) / own.sum(1)).mean()
+        among = ~self.foreign[labels]
+        even = -(scores.log_softmax(1).masked_fill(~among, 0).sum(1) / among.sum(1)).mean()
         return (1 - smoothing) * plain + smoothing * even
 
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

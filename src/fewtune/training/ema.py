@@ -44,12 +44,12 @@ class Average:
     @contextmanager
     def in_place_of(self, trained: Trained) -> Iterator[None]:
         """Within the block, the average stands where the trained values stood."""
-        own = [parameter.detach().clone() for parameter in trained.parameters()]
+        before = [parameter.detach().clone() for parameter in trained.parameters()]
         _write(trained, self.values)
         try:
             yield
         finally:
-            _write(trained, own)
+            _write(trained, before)
 
     def state_dict(self) -> dict[str, int | list[Tensor]]:
         """The averaged values and the count of steps."""
@@ -58,8 +58,8 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved average."""
         self.steps = state["steps"]
-        for own, value in zip(self.values, state["values"], strict=True):
-            own.copy_(value)
+        for held, value in zip(self.values, state["values"], strict=True):
+            held.copy_(value)
 
 
 @torch.no_grad()

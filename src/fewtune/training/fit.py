@@ -183,7 +183,7 @@ def _run(work: Work, folder: RunFolder, callbacks: Sequence[Callback], loggers: 
 
 def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()) -> Learner:
     """Train with Lightning, from the folder's checkpoint where there is one, and load the best epoch."""
-    module = work.learner(lambda own: make_tuner(work, folder, own))
+    module = work.learner(lambda learner: make_tuner(work, folder, learner))
     every: list[Any] = [TensorBoardLogger(folder.path, name="tensorboard", version=""), *loggers]
     saving = SaveEpochs(folder.checkpoint, folder.history)
     trainer = build_trainer(work.recipe, folder.path, callbacks=[saving, *callbacks], logger=every)

@@ -30,7 +30,7 @@ from fewtune.errors import ConfigError, TuningError
 from fewtune.files import read_json, write_json
 from fewtune.methods.reach import Border
 from fewtune.progress import shown
-from fewtune.training.loaders import seeded
+from fewtune.training.loaders import seeded_all
 from fewtune.training.seen import content_digests
 from fewtune.training.shortcut import Shortcut
 
@@ -106,7 +106,7 @@ class _Views(Dataset[Tensor]):
 
     def __getitem__(self, number: int) -> Tensor:
         view, index = self.wanted[number]
-        with seeded(int.from_bytes(self.contents[index], "big"), view):
+        with seeded_all(int.from_bytes(self.contents[index], "big"), view):
             image: Tensor = self.split[index][0]
         return image
 
@@ -143,7 +143,7 @@ class KeptPrefix:
     @classmethod
     def _filled(cls, shortcut: Shortcut, recipe: Recipe, splits: Mapping[str, Any]) -> KeptPrefix:
         device = next(shortcut.model.parameters()).device
-        with seeded(0):
+        with seeded_all(0):
             few = torch.stack([splits["train"][i][0] for i in range(min(2, len(splits["train"])))])
         given = shortcut.check(few.to(device))
         last = given.ndim == 4 and not given.is_contiguous() and given.is_contiguous(memory_format=torch.channels_last)

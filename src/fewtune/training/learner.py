@@ -218,9 +218,9 @@ class Learner(pl.LightningModule):
         """Of all processes' images, each counted once; keep the best epoch, of equals that with the lower loss."""
         columns = [torch.cat(column) for column in zip(*self._seen, strict=True)]
         indices, loss, measured = (self._everyones(column) for column in columns)
-        once = [torch.zeros(len(self.splits["val"]), *column.shape[1:]) for column in (loss, measured)]
-        once[0][indices], once[1][indices] = loss, measured
-        mean_loss, mean = self.overall(*once)
+        ordered = [torch.zeros(len(self.splits["val"]), *column.shape[1:]) for column in (loss, measured)]
+        ordered[0][indices], ordered[1][indices] = loss, measured
+        mean_loss, mean = self.overall(*ordered)
         self._scores = {"loss": mean_loss, self.measure: mean}
         if self.best is None or (mean, -mean_loss) > (self.best[self.measure], -self.best["loss"]):
             self.best = {"epoch": self.current_epoch, "state": kept_state(self.tuner.state_dict()), **self._scores}
@@ -254,11 +254,11 @@ class Learner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The counterpart of `on_save_checkpoint`."""
-        own = checkpoint["fewtune"]
-        self.best, self.start, self.history = own["best"], own.get("start"), own["history"]
-        self.earlier = own.get("seconds", sum(entry["seconds"] for entry in self.history))
+        saved = checkpoint["fewtune"]
+        self.best, self.start, self.history = saved["best"], saved.get("start"), saved["history"]
+        self.earlier = saved.get("seconds", sum(entry["seconds"] for entry in self.history))
         if self.average is not None:
-            self.average.load_state_dict(own["average"])
+            self.average.load_state_dict(saved["average"])
 
     def load_best(self) -> None:
         """Put the best epoch's values into the model."""

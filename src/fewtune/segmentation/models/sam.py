@@ -135,9 +135,9 @@ class SamSegmenter(nn.Module):
         """The image encoder's map [batch, channels, S / 16, S / 16]."""
         encoder: Any = self.sam.vision_encoder
         if tuple(images.shape[-2:]) != tuple(encoder.patch_embed.image_size):
-            own, got = encoder.patch_embed.image_size, tuple(images.shape[-2:])
+            expected, got = encoder.patch_embed.image_size, tuple(images.shape[-2:])
             raise ModelError(
-                f"this model takes images of {own[0]} px, not {got[0]} x {got[1]}: "
+                f"this model takes images of {expected[0]} px, not {got[0]} x {got[1]}: "
                 f"resize them, or load it with image_size={max(got)}"
             )
         hidden = encoder.patch_embed(images)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, SamConfig, SamModel
 
 from fewtune.errors import ModelError
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, seeded
-from fewtune.models.checkpoint import fit, read_state
+from fewtune.models.checkpoint import load_weights, read_state
 from fewtune.models.hf import check_report, fetched
 from fewtune.segmentation.models.sam import SamSegmenter, resize
 from fewtune.segmentation.models.sam_layout import converted
@@ -58,7 +58,7 @@ def load_sam_file(path: str, config: Any, *, image_size: int | None) -> Segmente
     with torch.device("meta"):  # no random weights: every one comes from the file
         sam = SamModel(config)
     sam.to_empty(device="cpu")
-    fit(sam, state, (), f"file:{path}")
+    load_weights(sam, state, (), f"file:{path}")
     return _segmenter(sam, f"file:{path}", image_size)
 
 

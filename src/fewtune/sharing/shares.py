@@ -64,10 +64,10 @@ def rest_of(scores: Scores, shared: Selection) -> Scores:
 def without(selection: Selection, shared: Selection) -> Selection:
     """A selection less the shared connections, which a neuron with few connections may have been filled up with."""
     places = {}
-    for name, own in selection.places.items():
-        flat = own.flat
+    for name, chosen in selection.places.items():
+        flat = chosen.flat
         if name in shared.places:
             flat = flat[~torch.isin(flat, shared.places[name].flat, assume_unique=True)]
         if len(flat):
-            places[name] = Places(own.neurons, own.fan_in, flat)
+            places[name] = Places(chosen.neurons, chosen.fan_in, flat)
     return replace(selection, places=places)
