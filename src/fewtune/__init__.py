@@ -7,10 +7,13 @@ from fewtune.delta import Delta, load_delta
 from fewtune.errors import FewtuneError
 from fewtune.importance import (
     Scores,
+    correlation_importance,
     difference_importance,
     gradient_importance,
     magnitude_importance,
     random_importance,
+    snr_importance,
+    wanda_importance,
 )
 from fewtune.neurons import Role
 from fewtune.objectives import CrossEntropy, SupCon
@@ -31,6 +34,7 @@ __all__ = [
     "Tuner",
     "__version__",
     "attach",
+    "correlation_importance",
     "difference_importance",
     "gradient_importance",
     "load_delta",
@@ -38,6 +42,8 @@ __all__ = [
     "matrix_library",
     "random_importance",
     "select",
+    "snr_importance",
+    "wanda_importance",
 ]
 
 WITH_TRAINING = ("Predictor", "load_task")

@@ -78,6 +78,28 @@ def test_granularities_choose_equally_many_the_largest_of_each_neuron_layer_or_n
         assert float(matrices[name][mask].min()) >= float(matrices[name][~mask].max())
 
 
+@pytest.mark.parametrize("name", ["correlation", "snr", "wanda"])
+def test_criteria_that_look_at_images(work: Work, gradient: Scores, name: str) -> None:
+    from fewtune.data.transforms import two_views
+    from fewtune.training.loaders import image_loader
+
+    of = {
+        "correlation": fewtune.correlation_importance,
+        "snr": fewtune.snr_importance,
+        "wanda": fewtune.wanda_importance,
+    }
+    train = work.data.train
+    shown = work.evaluated(train) if name == "wanda" else train.with_transform(two_views(work.backbone))
+    batches = [(x, y) for x, y, _ in image_loader(shown, 8, seed=0, shuffle=name != "wanda")]
+    expected = of[name](work.backbone.model, batches, head=work.backbone.head)
+    scores = _scores(work, importance=name, exclude=["blocks.0"])
+    assert set(expected) - set(scores) == {n for n in expected if n.startswith("blocks.0.")}
+    for weight, value in scores.items():
+        assert torch.allclose(value, expected[weight], rtol=1e-4, atol=1e-6)
+    recipe = _changed(work, importance=name, k=1)
+    assert choose(recipe, expected).overlap(choose(recipe, gradient)).shared < 0.95
+
+
 def test_head_ce_is_the_gradient_of_cross_entropy_through_the_fresh_head(work: Work, gradient: Scores) -> None:
     found = _scores(work, objective="cross_entropy")
     model, seen = work.backbone.model, []

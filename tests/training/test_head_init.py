@@ -11,12 +11,16 @@ import pytest
 import torch
 
 import fewtune
+from fewtune.bench.job import Job, do
+from fewtune.bench.plan import scores_file
 from fewtune.errors import ConfigError
 from fewtune.methods import METHODS
 from fewtune.methods.linear import Features, fit_probe, held
 from fewtune.tasks import fit, prepare
 from fewtune.training.learner import BEFORE, Learner
-from fewtune.training.tuners import Share
+from fewtune.training.run_folder import RunFolder
+from fewtune.training.search import search_recipe
+from fewtune.training.tuners import Share, score
 from fewtune.training.work import Work
 from runs import coloured_folder, tiny_recipe
 
@@ -84,6 +88,52 @@ def test_an_interrupted_run_goes_on_from_the_same_probe(
         parts = fit(recipe, tmp_path / "parts", resume=True)
     assert parts.metrics["start"] == whole.metrics["start"]
     assert parts.metrics["test"] == whole.metrics["test"]
+
+
+@pytest.fixture
+def probed(images: Path) -> dict[str, torch.Tensor]:
+    """Scores of cross-entropy through the converged probe, with the probe put into the head by hand."""
+    from fewtune.data.transforms import two_views
+    from fewtune.training.loaders import image_loader
+
+    work = prepare(tiny_recipe(images))
+    model = work.backbone.model
+    METHODS["linear"].fit.run(Share(work, torch.device("cpu"))).tuner.detach(keep=True)  # type: ignore[union-attr]
+    views = work.data.train.with_transform(two_views(work.backbone))
+    loader = image_loader(views, 8, seed=0, shuffle=True)
+    return dict(
+        fewtune.gradient_importance(model, [(x, y) for x, y, _ in loader], fewtune.CrossEntropy(), work.backbone.head)
+    )
+
+
+def test_cross_entropy_scores_through_the_probe(images: Path, probed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, head_init="probe", objective="cross_entropy", epochs=1)
+    scores = score(prepare(recipe))
+    fresh = score(prepare(recipe.changed(head_init="random")))
+    for name, value in probed.items():
+        assert torch.allclose(scores[name], value, atol=1e-6)
+        assert not torch.allclose(fresh[name] / fresh[name].max(), value / value.max(), atol=1e-2)
+    expected = fewtune.select(scores, k=1)
+    assert fewtune.Selection.load(fit(recipe, tmp_path / "run").folder.selection) == expected
+    assert fewtune.select(fresh, k=1) != expected
+
+
+def test_the_bench_scores_through_the_probe_and_shares_no_scores_of_another_head(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, head_init="probe", objective="cross_entropy", epochs=1, train_on="train+val")
+    job = Job("train", "images/gps/seed-0", recipe, tmp_path, "last")
+    assert do(job) is None
+    assert fewtune.Selection.load(RunFolder(job.folder).selection) == fewtune.select(score(prepare(recipe)), k=1)
+    fresh = recipe.changed(head_init="random")
+    assert scores_file(fresh, tmp_path) != scores_file(recipe, tmp_path)
+    contrasted = [r.changed(objective="supcon") for r in (recipe, fresh)]  # features alone: the head is not looked at
+    assert scores_file(contrasted[0], tmp_path) == scores_file(contrasted[1], tmp_path)
+
+
+def test_a_search_begins_every_trial_at_the_probe(images: Path, linear: Any, tmp_path: Path) -> None:
+    """At rates at which every epoch ruins the model a trial is as good as the probe."""
+    recipe = tiny_recipe(images, head_init="probe", search_lr=[3.0], search_k=[1], search_epochs=1, search_trials=1)
+    rows = search_recipe(prepare(recipe), tmp_path / "search.db").rows
+    assert [row["val_accuracy"] for row in rows] == [linear.metrics["validation"]["accuracy"]]
 
 
 def test_without_validation_images_the_last_epoch_counts(images: Path, tmp_path: Path) -> None:

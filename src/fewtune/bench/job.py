@@ -22,7 +22,7 @@ from fewtune.training.learner import NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import reset_peak_memory
 from fewtune.training.run_folder import RunFolder
-from fewtune.training.tuners import choose, fit_at_once, method_of, score
+from fewtune.training.tuners import fit_at_once, method_of, prepared, score
 from fewtune.training.work import Work
 
 Epochs = Literal["all", "last", "best"]
@@ -154,7 +154,7 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         scores.save(path, seconds=str(time.perf_counter() - started))
     scores, noted = _scores(path, work)
-    choose(work, scores).save(folder.selection)
+    prepared(work, scores).save(folder.selection)
     write_json(folder.path / "importance.json", {"seconds": float(noted["seconds"])})
 
 

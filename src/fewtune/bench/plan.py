@@ -21,8 +21,10 @@ SCORED_BY = (
     "limit_train", "seed", "importance", "objective", "temperature", "batch_size",
 )  # fmt: skip
 """The settings on which the scores of a gradient importance depend (dropout is off while they are taken)."""
-LATER = ("exclude", "reach", "settle")
+LATER = ("exclude", "reach", "settle", "head_init")
 """Settings on which scores depend too; named only where given, so that files of older grids are found."""
+BY_IMAGES = ("gradient", "correlation", "snr", "wanda")
+"""The criteria that look at the training images; magnitudes and random scores cost nothing, so none are kept."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,11 @@ def _choice_name(choice: dict[str, Any]) -> str:
 
 
 def scores_file(recipe: Recipe, task: Path) -> Path | None:
-    """Where the scores of a recipe lie, shared by all runs of a task that need the same; None where none are kept.
-
-    Only the pass over the training images is worth keeping: magnitudes and random scores cost nothing.
-    """
-    if METHODS[recipe.method].score is None or recipe.importance != "gradient" or recipe.selection is not None:
+    """Where the scores of a recipe lie, shared by all runs of a task that need the same; None where none are kept."""
+    if METHODS[recipe.method].score is None or recipe.importance not in BY_IMAGES or recipe.selection is not None:
         return None
-    given = {key: value for key in LATER if (value := getattr(recipe, key))}
+    given = {key: value for key in LATER if (value := getattr(recipe, key)) != Recipe.model_fields[key].default}
+    if recipe.objective == "supcon":
+        given.pop("head_init", None)  # features alone are contrasted
     said = json.dumps([getattr(recipe, key) for key in SCORED_BY] + ([given] if given else []), default=str)
     return task / "scores" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewtune.errors import ImportanceError, SelectionError
-from fewtune.importance.backward import backward_by_views
-from fewtune.importance.passes import Backward, Progress, accumulate, left_as_found, reduce_over_processes
-from fewtune.importance.scores import Scores, scored_weights
+from fewtune.errors import ImportanceError
+from fewtune.importance.passes import Progress, accumulate, left_as_found, reduce_over_processes
+from fewtune.importance.prepared import backward_of, check_count, scoring_of
+from fewtune.importance.scores import Scores
 from fewtune.importance.settling import Settling
-from fewtune.neurons import ASK_MODEL, HeadSpec, Role, excluded
-from fewtune.objectives import Objective, SupCon, pooled_features
+from fewtune.neurons import ASK_MODEL, HeadSpec, Role
+from fewtune.objectives import Objective, SupCon
 
 
 def gradient_importance(
@@ -66,21 +64,12 @@ def gradient_importance(
         SelectionError: a pattern of ``exclude`` matches no module, or nothing is left.
         ModelError: ``head`` names no module.
     """
-    for option, value in {"limit": limit, "passes": passes}.items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise ImportanceError(f"{option}={value!r}; expected a whole number above 0")
+    check_count("limit", limit)
+    check_count("passes", passes)
     if settle is not None and not 0 < settle <= 1:
         raise ImportanceError(f"settle={settle!r}; expected a share of the neurons above 0, at most 1")
-    anatomy, weights = scored_weights(model, head, roles)
-    objective = objective if objective is not None else SupCon()
-    backward: Backward | None = None
-    if isinstance(objective, SupCon) and objective.features is None:
-        objective = replace(objective, features=partial(pooled_features, head=head))
-        backward = None if train_mode else partial(backward_by_views, objective)
-    left_out = excluded(anatomy, exclude)
-    names, sums = [name for name in weights if name not in left_out], dict[str, Tensor]()
-    if weights and not names:
-        raise SelectionError("no weight is left to select from; exclude fewer modules")
+    anatomy, weights = scoring_of(model, head, roles, exclude)
+    backward, names, sums = backward_of(objective, head, train_mode), list(weights), dict[str, Tensor]()
     with left_as_found(model, train_mode):
         for part in range(min(passes, len(names))):
             chosen = {name: weights[name] for name in names[part::passes]}
@@ -88,7 +77,7 @@ def gradient_importance(
             sums |= accumulate(
                 model,
                 loader,
-                objective,
+                objective or SupCon(),
                 chosen,
                 backward=backward,
                 limit=limit,
@@ -96,5 +85,5 @@ def gradient_importance(
                 store=store,
                 progress=progress,
             )
-    reduce_over_processes(sums, {name: weights[name] for name in names})
+    reduce_over_processes(sums, weights)
     return Scores({name: sums[name].abs_() for name in names}, anatomy)

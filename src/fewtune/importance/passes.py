@@ -63,7 +63,7 @@ def accumulate(
     """
     with _summing(model, weights, of, store) as sums:
         enough = None if settled is None else partial(_asked, settled, sums)
-        _backward_all(model, loader, backward or partial(backward_at_once, objective), limit, enough, progress)
+        over_batches(model, loader, backward or partial(backward_at_once, objective), limit, enough, progress)
     return sums
 
 
@@ -140,7 +140,7 @@ def _asked(settled: Settled, sums: Mapping[str, Tensor], done: int) -> bool:
     return settled(done, sums)
 
 
-def _backward_all(
+def over_batches(
     model: nn.Module,
     loader: Iterable[Any],
     backward: Backward,
@@ -148,6 +148,7 @@ def _backward_all(
     enough: Callable[[int], bool] | None,
     progress: Progress | None,
 ) -> None:
+    """Calls `backward` on every batch, on the model's device; arguments as of `accumulate`."""
     device = next(model.parameters()).device
     length = len(loader) if isinstance(loader, Sized) else None
     total = limit if length is None else min(limit or length, length)

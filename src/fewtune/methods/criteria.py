@@ -16,10 +16,13 @@ from fewtune.delta import load_delta
 from fewtune.errors import ConfigError
 from fewtune.importance import (
     Scores,
+    correlation_importance,
     difference_importance,
     gradient_importance,
     magnitude_importance,
     random_importance,
+    snr_importance,
+    wanda_importance,
 )
 from fewtune.methods.base import Excluding, Run, Settings
 from fewtune.plugins import Table
@@ -34,6 +37,25 @@ def gradient(run: Run) -> Scores:
     model, exclude = run.model.to(run.device), run.settings(Excluding).exclude
     settle = run.settings(CriterionSettings).settle
     return gradient_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude, settle=settle)
+
+
+def correlation(run: Run) -> Scores:
+    """The same gradient with each input column centred and in units of its own spread."""
+    model, exclude = run.model.to(run.device), run.settings(Excluding).exclude
+    return correlation_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude)
+
+
+def snr(run: Run) -> Scores:
+    """How far the batches agree on a connection's gradient."""
+    model, exclude = run.model.to(run.device), run.settings(Excluding).exclude
+    return snr_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude)
+
+
+def wanda(run: Run) -> Scores:
+    """The modulus of the weight times the size of its input, on the training images as they are evaluated."""
+    batches, exclude = run.plain_batches("train"), run.settings(Excluding).exclude
+    assert batches is not None
+    return wanda_importance(run.model.to(run.device), batches, run.head, exclude=exclude)
 
 
 def magnitude(run: Run) -> Scores:
@@ -54,7 +76,15 @@ def oracle(run: Run) -> Scores:
 CRITERIA: Table[Criterion] = Table(
     "fewtune.criteria",
     "criterion",
-    {"gradient": gradient, "magnitude": magnitude, "random": random, "oracle": oracle},
+    {
+        "gradient": gradient,
+        "correlation": correlation,
+        "snr": snr,
+        "wanda": wanda,
+        "magnitude": magnitude,
+        "random": random,
+        "oracle": oracle,
+    },
 )
 
 

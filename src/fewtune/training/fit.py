@@ -33,7 +33,7 @@ from fewtune.training.precision import offer
 from fewtune.training.run_folder import RunFolder, draw_curves
 from fewtune.training.trackers import check_tracker, results, tracked
 from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
-from fewtune.training.tuners import Share, fit_at_once, make_tuner, method_of
+from fewtune.training.tuners import Share, begin, fit_at_once, make_tuner, method_of
 from fewtune.training.work import Work
 
 log = logging.getLogger("fewtune")
@@ -188,8 +188,8 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     saving = SaveEpochs(folder.checkpoint, folder.history)
     trainer = build_trainer(work.recipe, folder.path, callbacks=[saving, *callbacks], logger=every)
     checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
-    if checkpoint is None and (start := work.start()) is not None:
-        module.start = {"name": start.name, "validation": start.validation}
+    if checkpoint is None:
+        begin(work, module)
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss:

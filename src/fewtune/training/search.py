@@ -26,7 +26,7 @@ from fewtune.progress import counted, duration
 from fewtune.training.learner import Learner, NonFiniteLoss
 from fewtune.training.study import Space, Study
 from fewtune.training.trainer import build_trainer
-from fewtune.training.tuners import Share, method_of, score
+from fewtune.training.tuners import Share, begin, method_of, score
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -170,6 +170,7 @@ def _try(work: Work, study: Study, shared: Shared, started: float) -> None:
     judge = Judge(trial, late)
     short = work.renewed(_short(work.recipe, trial.params))
     module = short.learner(lambda learner: _tuner(short, learner, shared))
+    begin(short, module)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(short.recipe, Path(folder), callbacks=[judge], quiet=True)
         try:

@@ -109,7 +109,7 @@ def make_tuner(work: Work, folder: RunFolder, learner: Learner) -> Tuner:
     """
     method, strategy = method_of(work), learner.trainer.strategy
     run = Share(work, strategy.root_device, learner.trainer.world_size, learner.trainer.global_rank)
-    prepared: Prepared | None = None
+    ready: Prepared | None = None
     if method.prepare is not None:
         assert method.load is not None
         if strategy.broadcast(not folder.selection.exists()):
@@ -117,10 +117,16 @@ def make_tuner(work: Work, folder: RunFolder, learner: Learner) -> Tuner:
             if learner.trainer.is_global_zero:
                 fresh.save(folder.selection)
             strategy.barrier("selection")
-        prepared = method.load(folder.selection)
-    tuner = method.attach(run, prepared)
+        ready = method.load(folder.selection)
+    tuner = method.attach(run, ready)
     log.info("%s trained parameters", f"{tuner.trained:,}")
     return tuner
+
+
+def begin(work: Work, learner: Learner) -> None:
+    """Bring the model to where training begins, and note what the validation images say of that."""
+    if (start := work.start()) is not None:
+        learner.start = {"name": start.name, "validation": start.validation}
 
 
 def fit_at_once(work: Work) -> Fitted:
@@ -131,8 +137,17 @@ def fit_at_once(work: Work) -> Fitted:
 
 
 def score(work: Work) -> Scores:
-    """Scores of all connections by the recipe's criterion."""
+    """Scores of all connections by the recipe's criterion, through the head that training starts from."""
+    if work.recipe.objective != "supcon":  # that one looks at features alone
+        work.start()
     return gps.score(Share(work, pick_device(work.recipe.accelerator)))
+
+
+def prepared(work: Work, scores: Scores) -> Prepared:
+    """What the recipe's method works out before it trains, from scores that are known already."""
+    prepare = method_of(work).prepare
+    assert prepare is not None
+    return prepare(Share(work, torch.device("cpu")), scores)
 
 
 def choose(work: Work, scores: Scores) -> Selection:
