@@ -57,8 +57,8 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
     """One way of fine-tuning a randomly initialised timm model.
 
     Args:
-        method: one of `PEERS`, or "GPS K=k"; of the last half of the blocks or stages "GPS K=k reach 1/2", with what
-            lies below it kept "GPS K=k reach 1/2 kept".
+        method: one of `PEERS`, or "GPS K=k"; the same columns in all neurons of a layer "GPS K=k columns"; of the last
+            half of the blocks or stages "GPS K=k reach 1/2", with what lies below it kept "GPS K=k reach 1/2 kept".
         architecture: timm name.
         random_columns: GPS and the dense mask choose uniformly random connections (the worst case) instead of as
             many hot columns as were measured on a pretrained model.
@@ -109,7 +109,11 @@ def _gps(method: str, model: nn.Module, *, random_columns: bool) -> Timed:
         units, part = count_units(model), Fraction(words[words.index("reach") + 1])
         border = find_border(model, max(1, round(units * part)))
         below = border.frozen
-    tuner = fewtune.attach(model, selection(model, int(words[0]), random_columns=random_columns, exclude=below))
+    if "columns" in words:
+        chosen = fewtune.select(fewtune.random_importance(model), k=int(words[0]), granularity="columns", exclude=below)
+    else:
+        chosen = selection(model, int(words[0]), random_columns=random_columns, exclude=below)
+    tuner = fewtune.attach(model, chosen)
     for module in border.below.values() if border else ():
         module.eval()
     common: dict[str, Any] = {"held": _held_by(tuner)}

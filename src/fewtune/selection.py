@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fewtune.importance import Scores
 from fewtune.neurons import Anatomy, Places, Role, excluded
 from fewtune.topk import granular_top_k
 
-Granularity = Literal["neuron", "layer", "network"]
+Granularity = Literal["neuron", "layer", "network", "columns"]
 Whole = Literal["all", "none"]
 
 FORMAT = "fewtune-selection"
@@ -146,7 +146,8 @@ class Selection:
         return Selection(self.anatomy, places, dense)
 
     def _same_model(self, other: Selection) -> None:
-        if self.anatomy.views != other.anatomy.views:
+        mine, theirs = ({n: view.layout for n, view in s.anatomy.views.items()} for s in (self, other))
+        if mine != theirs:
             raise SelectionError("the two selections belong to different models: their weights differ")
 
     @property
@@ -246,7 +247,9 @@ def select(
             with the largest remaining scores. Give ``k`` or ``budget``.
         budget: the fraction of the backbone's connections that are selected, in (0, 1]; biases and head not counted.
         granularity: "neuron": the top k of every neuron; "layer", "network": the largest of each layer or of all, as
-            many as k per neuron would be.
+            many as k per neuron would be; "columns": all neurons of a layer train the same k input columns j, those
+            with the largest sum_i s_ij^2 (as in PaCA, Woo et al. 2025, which takes them at random; each group of a
+            convolution has columns of its own).
         bias, scale, norm, relative_position: whether parameters of that role are trained whole.
         exclude: glob patterns of names of modules and parameters; what they match, or lies inside, is not trained.
         roles: roles set by hand: {glob pattern of parameter names: role}.
@@ -254,8 +257,8 @@ def select(
     Ties are broken by order: the first neuron, then the first connection, wins.
 
     Raises:
-        SelectionError: an impossible k or budget, less than one connection per neuron with granularity "neuron", a
-            pattern that matches nothing, or an empty selection.
+        SelectionError: an impossible k or budget, less than one connection per neuron with granularity "neuron", no
+            whole number of them with "columns", a pattern that matches nothing, or an empty selection.
     """
     if not isinstance(scores, Scores):
         raise SelectionError(f"select got {type(scores).__name__}; expected the scores of an importance function")
@@ -267,14 +270,15 @@ def select(
     }.items():
         if value not in ("all", "none"):
             raise SelectionError(f"{option}={value!r}; expected 'all' or 'none'")
-    if granularity not in ("neuron", "layer", "network"):
-        raise SelectionError(f"granularity={granularity!r}; expected 'neuron', 'layer' or 'network'")
+    if granularity not in get_args(Granularity):
+        raise SelectionError(f"granularity={granularity!r}; expected 'neuron', 'layer' or 'network', or 'columns'")
     anatomy = scores.anatomy.with_roles(roles)
     left_out = excluded(anatomy, exclude)
     matrices = {n: v.matrix(scores[n]) for n, v in anatomy.views.items() if n not in left_out and n in scores}
     if not matrices:
         raise SelectionError("no weight is left to select from; exclude fewer modules")
-    places = granular_top_k(matrices, k, budget, granularity)
+    sets = {name: anatomy.views[name].sets for name in matrices}
+    places = granular_top_k(matrices, k, budget, granularity, sets)
     if not places:
         raise SelectionError("the selection is empty: no connection is selected; raise k or budget")
     wanted = {Role.BIAS: bias, Role.SCALE: scale, Role.NORM: norm, Role.RELATIVE_POSITION: relative_position}

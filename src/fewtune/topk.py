@@ -1,4 +1,4 @@
-"""The largest scores by neuron, by layer or over the network, ties broken by order."""
+"""The largest scores by neuron, by layer, over the network or by column, ties broken by order."""
 
 from __future__ import annotations
 
@@ -58,9 +58,16 @@ def _total(matrices: Mapping[str, Tensor], k: float) -> float:
 
 
 def granular_top_k(
-    matrices: Mapping[str, Tensor], k: float | None, budget: float | None, granularity: str
+    matrices: Mapping[str, Tensor],
+    k: float | None,
+    budget: float | None,
+    granularity: str,
+    sets: Mapping[str, int] | None = None,
 ) -> dict[str, Places]:
-    """The selected places of every scored matrix [neurons, fan_in]; see `fewtune.select`."""
+    """The selected places of every scored matrix [neurons, fan_in]; see `fewtune.select`.
+
+    ``sets``: into how many equal sets with inputs of their own a matrix's neurons fall; one where left out.
+    """
     wanted = wanted_connections(matrices, k, budget)
     masks: Iterable[tuple[str, Tensor]]
     match granularity:
@@ -69,6 +76,8 @@ def granular_top_k(
         case "layer":
             counts = {name: round(_total({name: m}, wanted)) for name, m in matrices.items()}
             masks = (pair for name, m in matrices.items() for pair in _largest({name: m}, counts[name]))
+        case "columns":
+            masks = ((name, _by_column(m, wanted, (sets or {}).get(name, 1))) for name, m in matrices.items())
         case _:
             masks = _largest(matrices, round(_total(matrices, wanted)))
     places = ((name, Places.from_mask(mask)) for name, mask in masks)
@@ -93,6 +102,19 @@ def _by_neuron(matrices: Mapping[str, Tensor], wanted: float) -> dict[str, Tenso
     for name, b in best.items():
         masks[name] = masks[name].scatter(1, b.indices[:, None], chosen[name])
     return masks
+
+
+def _by_column(matrix: Tensor, wanted: float, sets: int) -> Tensor:
+    """The same ``wanted`` columns in every row of a set: those with the largest sums of squares."""
+    if wanted % 1 or wanted < 1:
+        raise SelectionError(
+            f"that is {wanted:.4g} connections a neuron; with granularity 'columns' all neurons of a layer have the "
+            f"same whole number of them: take k={max(1, round(wanted))}"
+        )
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    shares = wide / wide.max().clamp(min=torch.finfo(wide.dtype).tiny)  # squares of small scores would be zero
+    mask = top_mask(shares.view(sets, -1, matrix.shape[1]).square().sum(1), int(wanted))
+    return mask.repeat_interleave(len(matrix) // sets, 0)
 
 
 def _largest(matrices: Mapping[str, Tensor], count: int) -> Iterator[tuple[str, Tensor]]:

@@ -95,6 +95,20 @@ def test_bits_a_connection(k: int, hot: int, bits: float) -> None:
     assert exact / np.log(2) / k < size < bits
 
 
+@pytest.mark.parametrize(("k", "groups"), [(1, 1), (4, 1), (10, 1), (2, 16)])
+def test_columns_that_all_neurons_share_cost_nothing(k: int, groups: int) -> None:
+    """What lies in a file beside the values is a table of columns, by the deltas of `granularity="columns"`."""
+    generator = torch.Generator().manual_seed(0)
+    each = torch.rand(groups, 1, 384 // groups, generator=generator).topk(k).indices
+    mask = torch.zeros(groups, 768 // groups, 384 // groups, dtype=torch.bool)
+    mask.scatter_(2, each.expand(-1, 768 // groups, -1), True)
+    layouts, tables, numbers = encode_all({"layer": Places.from_mask(mask.flatten(0, 1))})
+    size = 8 * sum(len(pack(x, bit_length(x))) for x in (tables, numbers))
+    assert size / (768 * k) < (0.7 if groups == 1 else 5.0)
+    if groups == 1:
+        assert layouts["layer"] == Layout(768 * k, k, True)
+
+
 @pytest.mark.parametrize(
     ("layout", "table", "numbers"),
     [

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fewtune
 from fewtune.config import Recipe
+from fewtune.errors import ConfigError
 from fewtune.importance import Scores
 from fewtune.methods.gps import choose
 from fewtune.selection import Selection
@@ -76,6 +77,30 @@ def test_granularities_choose_equally_many_the_largest_of_each_neuron_layer_or_n
     for name, places in chosen["layer"].places.items():
         mask = places.mask()
         assert float(matrices[name][mask].min()) >= float(matrices[name][~mask].max())
+
+
+@pytest.mark.parametrize("importance", ["gradient", "random", "wanda"])
+def test_by_column_all_neurons_of_a_layer_train_the_same_inputs(work: Work, images: Path, importance: str) -> None:
+    recipe = _changed(work, k=2, importance=importance, granularity="columns")
+    selection = choose(recipe, _scores(work, importance=importance))
+    by_neuron = choose(_changed(work, k=2, importance=importance), _scores(work, importance=importance))
+    assert selection.connections == by_neuron.connections
+    for places in selection.places.values():
+        assert len(places.columns.unique()) == 2
+
+
+def test_a_run_by_column_is_an_exact_small_file(images: Path, tmp_path: Path) -> None:
+    shared = fit(tiny_recipe(images, k=4, granularity="columns", lr=1e-2), tmp_path / "columns")
+    plain = fit(tiny_recipe(images, k=4, lr=1e-2), tmp_path / "neurons")
+    assert shared.metrics["trained"] == plain.metrics["trained"]
+    assert shared.metrics["delta_bytes"] < plain.metrics["delta_bytes"]
+    assert evaluate(shared.folder.delta, images).to_json()["accuracy"] == shared.metrics["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("how", [{"k": 1.5}, {"k": None, "budget": 0.1}])
+def test_by_column_a_recipe_needs_a_whole_k(work: Work, how: Any) -> None:
+    with pytest.raises(ConfigError, match="a whole k, and no budget"):
+        _changed(work, granularity="columns", **how)
 
 
 @pytest.mark.parametrize("name", ["correlation", "snr", "wanda"])

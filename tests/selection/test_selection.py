@@ -1,17 +1,20 @@
-"""Select: the largest scores by neuron, by layer or over the network."""
+"""Select: the largest scores by neuron, by layer, over the network or by column."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import fewtune
 from fewtune.errors import SelectionError
-from fewtune.neurons import Role
-from fewtune.selection import select
+from fewtune.neurons import Places, Role, View, describe
+from fewtune.selection import Selection, select
 from fewtune.topk import top_mask
 from selected import CONNECTIONS, SHAPES, counts_of, matrices_of, scores_of
 
@@ -208,3 +211,59 @@ def test_layer_and_network_agree_with_a_stable_sort(seed: int, tenths: int, gran
             for n, m in group.items()
         ]
         assert torch.equal(torch.cat([mask.reshape(-1) for mask in masks]), wanted)
+
+
+@given(st.integers(0, 20), st.integers(1, 30))
+@settings(max_examples=30, deadline=None)
+def test_by_column_all_neurons_of_a_layer_have_the_same_k_of_most_energy(seed: int, k: int) -> None:
+    scores = scores_of(seed=seed)
+    selection = select(scores, k=k, granularity="columns")
+    assert selection.connections == select(scores, k=k).connections
+    for name, matrix in matrices_of(scores).items():
+        mask = selection.places[name].mask()
+        sets = 2 if name == "up.weight" else 1  # two groups, each with inputs of its own
+        for part, chosen in zip(matrix.chunk(sets), mask.chunk(sets), strict=True):
+            assert bool((chosen == chosen[0]).all())
+            energy = part.square().sum(0)
+            expected = energy.argsort(descending=True)[:k]
+            assert set(chosen[0].nonzero().flatten().tolist()) == set(expected.tolist())
+
+
+def test_by_column_small_scores_are_told_apart_and_ties_go_to_the_first() -> None:
+    tiny = {name: torch.full(shape, 1e-30) for name, shape in SHAPES.items()}
+    tiny["first.weight"][:, 3] = 2e-30
+    places = select(scores_of(tiny), k=1, granularity="columns").places
+    assert places["first.weight"].columns.tolist() == [3] * 4
+    assert places["conv.weight"].columns.tolist() == [0] * 5
+
+
+def test_by_column_groups_and_experts_have_columns_of_their_own() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 9, 2, groups=3)
+
+    model = Grouped()
+    scores = fewtune.magnitude_importance(model, head=None)
+    with torch.no_grad():
+        for group, column in enumerate((5, 0, 7)):
+            scores["conv.weight"].view(9, 8)[3 * group : 3 * group + 3, column] = 1.0
+    places = select(scores, k=1, granularity="columns").places["conv.weight"]
+    assert places.columns.tolist() == [5] * 3 + [0] * 3 + [7] * 3
+    assert View((3, 4, 2), "experts").sets == View((3, 2, 4), "experts transposed").sets == 3
+
+
+@pytest.mark.parametrize("how", [{"k": 1.5}, {"k": 0.5}, {"budget": 0.2}])
+def test_by_column_k_is_whole(how: Any) -> None:
+    with pytest.raises(SelectionError, match=r"the same whole number of them: take k=\d"):
+        select(scores_of(), granularity="columns", **how)
+
+
+def test_a_selection_of_an_old_file_whose_views_know_no_groups_is_of_the_same_model() -> None:
+    anatomy = describe(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), None)
+    assert anatomy.views["0.weight"] == View((6, 2, 3, 3), "rows", 2)
+    old = replace(anatomy, views={"0.weight": View((6, 2, 3, 3), "rows")})
+    places = {"0.weight": Places(6, 18, torch.arange(0, 108, 18))}
+    now, then = Selection(anatomy, places, {}), Selection(old, places, {})
+    assert now.overlap(then).shared == 1
+    assert (now | then) == now == then

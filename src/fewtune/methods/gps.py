@@ -28,8 +28,10 @@ class Settings(CriterionSettings, Excluding):
     selection: str | None = Field(None, description="a file of `fewtune select`; nothing is selected anew")
     k: float | None = Field(None, gt=0, description="connections per neuron; 1 where no budget is given")
     budget: float | None = Field(None, gt=0, le=1, description="selected fraction of the backbone's weights")
-    granularity: Literal["neuron", "layer", "network"] = Field(
-        "neuron", description="among what the best connections are chosen: each neuron's, a layer's, all of the network"
+    granularity: Literal["neuron", "layer", "network", "columns"] = Field(
+        "neuron",
+        description="among what the best connections are chosen: each neuron's, a layer's, all of the network; "
+        "columns: all neurons of a layer train the same k inputs",
     )
     objective: str | None = Field(None, description="left out: supcon; of segmentation, always its own loss")
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
@@ -43,6 +45,8 @@ class Settings(CriterionSettings, Excluding):
     def _neurons_need_one(cls, granularity: str, info: ValidationInfo) -> str:
         if granularity == "neuron" and (info.data.get("k") or 1) < 1:
             raise ValueError(f"k={info.data['k']:g} is less than one connection a neuron; take 'layer' or 'network'")
+        if granularity == "columns" and ((info.data.get("k") or 1) % 1 or info.data.get("budget") is not None):
+            raise ValueError("all neurons of a layer have the same number of columns: say a whole k, and no budget")
         return granularity
 
     @field_validator("budget")

@@ -54,7 +54,9 @@ def weight_views(module: nn.Module) -> Iterator[tuple[str, View]]:
             raise ModelError(f"{qualified(type(module))} has no shape yet; run one batch through the model first")
         case nn.modules.conv._ConvTransposeNd():
             yield from view("weight", "transposed", module.groups)
-        case nn.Linear() | nn.Bilinear() | nn.modules.conv._ConvNd():
+        case nn.modules.conv._ConvNd():
+            yield from view("weight", groups=module.groups)
+        case nn.Linear() | nn.Bilinear():
             yield from view("weight")
         case nn.MultiheadAttention():
             for attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):

@@ -38,6 +38,8 @@ class View:
     * ``transposed``: transposed convolutions [in, out / groups, *kernel]; with one group the same as ``columns``.
     * ``experts``, ``experts transposed``: a stack of matrices [experts, out, in] or [experts, in, out]; every expert
       has neurons of its own.
+
+    ``groups``: of a convolution. Files of fewtune before 0.1 say 1 of every ``rows``, whose matrix does not need it.
     """
 
     shape: tuple[int, ...]
@@ -77,6 +79,18 @@ class View:
     @property
     def fan_in(self) -> int:
         return prod(self.shape) // self.neurons if self.neurons else 0
+
+    @property
+    def sets(self) -> int:
+        """How many equal sets the neurons are, one after the other, each with inputs of its own."""
+        if self.kind.startswith("experts"):
+            return self.shape[0]
+        return self.groups if self.neurons % self.groups == 0 else 1
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """All that the matrix depends on: equal for a view of today and the same one of an old file."""
+        return self.shape, self.kind, self.groups if self.kind == "transposed" else 1
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The stored weight, or anything of its shape, as [neurons, fan_in]; a view of it where strides allow."""
