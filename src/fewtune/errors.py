@@ -56,12 +56,24 @@ Progress = Callable[[str], None]
 """Told in words what slow work goes on."""
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """What an error adds after an unknown name: " (did you mean 'x'?)", or nothing where no known name is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+def nearest(
+    word: str, known: Iterable[str], *, count: int = 1, cutoff: float = 0.5, prefix: str = "", otherwise: str = ""
+) -> str:
+    """What an error adds after an unknown name: " (did you mean 'x'?)", or `otherwise` where no known name is near.
+
+    Args:
+        count: how many names are told at most.
+        cutoff: how alike they must be, 0 to 1 (difflib's ratio, upper and lower case alike).
+        prefix: of each name, as the user has to write it.
+    """
+    by_lower = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), by_lower, n=count, cutoff=cutoff)
+    names = " or ".join(f"'{prefix}{by_lower[name]}'" for name in close)
+    return f" (did you mean {names}?)" if names else otherwise
 
 
-def one_line(error: BaseException) -> str:
-    """What another library's error says, in one line; its class where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """What another library's error says, in one line, without addresses, of at most `limit` characters; its class where
+    it says nothing."""
+    text = " ".join(word for word in str(error).split() if "://" not in word) or type(error).__name__
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"

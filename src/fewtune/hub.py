@@ -161,7 +161,7 @@ def one_line_errors(wanted: Address, offline: str = READ_OFFLINE) -> Iterator[No
     except Exception as error:
         if not _of_the_network(error):
             raise
-        raise DeltaError(f"{wanted}: the hub cannot be reached ({one_line(error)[:100]}); {offline}") from error
+        raise DeltaError(f"{wanted}: the hub cannot be reached ({one_line(error, 100)}); {offline}") from error
 
 
 def _of_the_network(error: BaseException) -> bool:
@@ -178,4 +178,4 @@ def _refused(error: Any, wanted: Address) -> str:
         return (
             f"your token may not do this with {wanted.repo}: take one with that right (to push: a token that may write)"
         )
-    return f"the hub did not answer for {wanted.repo}: {one_line(error)[:200]}"
+    return f"the hub did not answer for {wanted.repo}: {one_line(error, 200)}"

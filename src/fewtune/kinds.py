@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fewtune.plugins import Deferred, Table
+
+if TYPE_CHECKING:  # the rooms above that the table names, imported when they are asked for
+    from fewtune import classification, multilabel, segmentation, semantic  # noqa: F401
 
 DEFAULT = "classification"
 """The kind of recipes and files that name none."""

@@ -140,7 +140,7 @@ def test_where_connections_lie() -> None:
         parts,
     )
     assert (by_network["elsewhere"].share, by_network["bottom"].connections) == (1, 0)
-    with pytest.raises(SelectionError, match=r"no weight matches 'frist\.weight' of 'bottom'; the nearest is 'first"):
+    with pytest.raises(SelectionError, match=r"no weight matches 'frist\.weight' of 'bottom' \(did you mean 'first"):
         located(_random(2, 0), {"bottom": "frist.weight"})
     with pytest.raises(SelectionError, match=r"conv\.weight belongs to 'a' and to 'b'"):
         located(_random(2, 0), {"a": "conv*", "b": "c*"})

@@ -89,7 +89,7 @@ def test_test_folder_may_lack_a_class_but_not_have_another(tmp_path: Path) -> No
     images.class_folders(tmp_path / "test", {"pear": 2}, size=4)
     assert load_data(tmp_path).test.labels == [1, 1]  # type: ignore[union-attr]
     images.class_folders(tmp_path / "test", {"aple": 2}, size=4)
-    fails(tmp_path, '"aple"', 'did you mean "apple"?')
+    fails(tmp_path, '"aple"', "did you mean 'apple'?")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_images_in_subfolders_of_a_class_count(tmp_path: Path) -> None:
 
 def test_folder_mistakes(tmp_path: Path, flat: Path) -> None:
     fails(tmp_path / "absent" / "deeper", "does not exist", "has no absent")
-    fails(flat.parent / "petz", "did you mean", "pets?")
+    fails(flat.parent / "petz", "did you mean", "pets'?")
     (tmp_path / "empty").mkdir()
     fails(tmp_path / "empty", "no images", "class folders", "train800.txt", "train.json", "CSV")
     images.plain(tmp_path / "loose" / "a.png", images.RED)

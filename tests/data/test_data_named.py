@@ -51,7 +51,7 @@ def test_torchvision_with_validation_split(tmp_path: Path) -> None:
 def test_torchvision_mistakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torchvision
 
-    fails("torchvision:CIFAR11", "did you mean CIFAR10")
+    fails("torchvision:CIFAR11", "did you mean 'CIFAR10'")
     fails("torchvision:CIFAR10?folder=x", 'unknown option "folder"', "root")
 
     def offline(*_: object, **__: object) -> None:
@@ -79,4 +79,4 @@ def test_hugging_face_data_set_on_disk(tmp_path: Path) -> None:
 
 
 def test_demo_names() -> None:
-    fails("demo:textil", "did you mean textile?")
+    fails("demo:textil", "did you mean 'textile'?")

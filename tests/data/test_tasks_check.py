@@ -41,7 +41,7 @@ def test_declarations_are_those_of_the_paper() -> None:
     )
     assert all(d.counts[:2] == (800, 200) for d in VTAB)
     assert all(d.licence and d.source.startswith("http") and d.fetch for d in DECLARATIONS.values())
-    with pytest.raises(DataError, match="did you mean cub-200-2011"):
+    with pytest.raises(DataError, match="did you mean 'cub-200-2011'"):
         declaration("cub-200")
 
 

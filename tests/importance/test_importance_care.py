@@ -200,7 +200,7 @@ def test_numbers_that_are_none(option: dict[str, int]) -> None:
 def test_a_model_of_a_head_alone() -> None:
     with pytest.raises(ImportanceError, match="no weight to select from outside its head"):
         gradient_importance(nn.Sequential(nn.Linear(3, 2)), batches(), head="0")
-    with pytest.raises(ModelError, match="the model has no module 'haed'; the nearest is 'head'"):
+    with pytest.raises(ModelError, match="the model has no module 'haed' \(did you mean 'head'"):
         gradient_importance(net(), batches(), head="haed")
 
 

@@ -167,7 +167,7 @@ def test_a_head_that_does_not_exist(name: str) -> None:
     model = nn.ModuleDict({"body": nn.Linear(2, 2), "classifier": nn.Linear(2, 2)})
     with pytest.raises(ModelError, match="the model has no module") as error:
         describe(model, name)
-    assert not name or "nearest is 'classifier'" in str(error.value)
+    assert not name or "did you mean 'classifier'" in str(error.value)
 
 
 def test_the_head_is_never_selected_from() -> None:
@@ -236,7 +236,7 @@ def test_roles_by_hand_that_are_mistaken() -> None:
     anatomy = describe(TwoHeads())
     with pytest.raises(SelectionError, match=r"'gain' \(for 'first.\*'\) is no role; expected one of bias, scale"):
         anatomy.with_roles({"first.*": "gain"})
-    with pytest.raises(SelectionError, match=r"no parameter matches 'frist.bias'; the nearest is 'first.bias'"):
+    with pytest.raises(SelectionError, match=r"no parameter matches 'frist.bias' \(did you mean 'first.bias'"):
         anatomy.with_roles({"frist.bias": "norm"})
 
 

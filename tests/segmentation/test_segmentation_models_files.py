@@ -136,7 +136,7 @@ def test_code_in_a_file_is_not_run(configuration: str, tmp_path: Path, capsys: p
         (
             "file:none.pth",
             {"architecture": "sam:vit_b"},
-            r"did you mean sam:vit-b\? \(sam:vit-b, sam:vit-l, sam:vit-h\)",
+            r"did you mean 'sam:vit-b'\?\); there is sam:vit-b, sam:vit-l, sam:vit-h",
         ),
         ("file:none.pth", {}, "say which model the file holds"),
         ("sam:vit-b", {}, 'give source="file:PATH" with architecture="sam:vit-b"'),

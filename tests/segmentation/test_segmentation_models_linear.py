@@ -131,9 +131,9 @@ def test_checkpointing() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ("timm:test_vti", {}, ModelError, 'timm has no model "test_vti"; did you mean test_vit'),
+        ("timm:test_vti", {}, ModelError, r'timm has no model "test_vti" \(did you mean .test_vit'),
         ("torchvision:resnet18", {}, ModelError, "does not give its feature maps; take a timm backbone"),
-        ("demo:vit-smal", {}, ModelError, "did you mean demo:vit-small"),
+        ("demo:vit-smal", {}, ModelError, "did you mean 'demo:vit-small'"),
         ("timm:test_vit", {"image_size": 0}, ConfigError, "image_size must be at least 1 px, not 0"),
     ],
 )

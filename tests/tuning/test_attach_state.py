@@ -124,7 +124,7 @@ def test_a_selection_of_another_model() -> None:
     renamed.layers = renamed.blocks
     del renamed.blocks
     before = state_of(renamed)
-    with pytest.raises(TuningError, match=r"no parameter 'blocks\.0\.\S+'; the nearest is 'layers\.0"):
+    with pytest.raises(TuningError, match=r"no parameter 'blocks\.0\.\S+' \(did you mean 'layers\.0"):
         attach(renamed, selection)
     wider = small_vit(embed_dim=32)
     with pytest.raises(TuningError, match=r"has shape .*32.*, expected .*16"):

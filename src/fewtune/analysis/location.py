@@ -6,8 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fewtune.errors import SelectionError
-from fewtune.neurons import nearest
+from fewtune.errors import SelectionError, nearest
 from fewtune.selection import Selection
 
 

@@ -24,7 +24,7 @@ from fewtune.bench.plan import Run, plan
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_json, write_text
-from fewtune.progress import counted
+from fewtune.progress import counted, duration
 from fewtune.tasks import TASKS
 from fewtune.training.run_folder import RunFolder
 
@@ -68,7 +68,7 @@ def run_grid(grid: Grid, out: Path, on: str = LOCAL) -> Progress:
         write_text(out / "grid.yaml", write_grid(grid))
         with executor(on, grid) as place:
             foreman = _Foreman(grid, out, sizes, place.places)
-            foreman.tell_hours()
+            foreman.tell_time()
             with counted("runs") as told:
                 place.work_off(foreman.offer, partial(foreman.finish, told))
         return foreman.progress
@@ -196,7 +196,7 @@ class _Foreman:
         best = max((candidate["accuracy"] for candidate in judged), default=None)
         return "its loss became infinite" if best is None else f"at best {100 * best:.1f} % on validation images"
 
-    def tell_hours(self) -> None:
+    def tell_time(self) -> None:
         """Say how long the runs that are left will take, by runs that lie here or by two steps of each model."""
         seconds = 0.0
         for task in self.sizes:
@@ -207,8 +207,8 @@ class _Foreman:
                 recipe = self.progress.runs[left[0]].recipe(self.grid, {})
                 seconds += sum(map(self._passes, left)) * seconds_a_pass(done, recipe, self.grid.threads)
         if self.progress.waiting:
-            hours = seconds / 3600 / self.places
-            long = "an unknown time" if math.isnan(hours) else f"about {hours:.1f} hours"
+            seconds /= self.places
+            long = "an unknown time" if math.isnan(seconds) else f"about {duration(seconds)}"
             log.info("%d runs are left: %s, %d side by side", len(self.progress.waiting), long, self.places)
 
     def _passes(self, name: str) -> float:
@@ -217,8 +217,8 @@ class _Foreman:
 
     def _left(self) -> str:
         waiting = self.progress.waiting
-        hours = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / 3600 / self.places
-        return f"; about {hours:.1f} hours for the other {len(waiting)}" if waiting else ""
+        seconds = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / self.places
+        return f"; about {duration(seconds)} for the other {len(waiting)}" if waiting else ""
 
     def _forget_scores(self, task: str) -> None:
         """Scores are as large as the model: they go as soon as no run of their task is left."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from fewtune.allocator import keep_freed_memory
 from fewtune.bench.plan import Kind, result_file, scores_file
 from fewtune.config import Recipe
@@ -58,6 +60,13 @@ class Job:
     def failure(self) -> Path:
         """The file that says why it failed."""
         return self.folder / "failed.txt"
+
+
+def begin_worker(threads: int) -> None:
+    """Set up a process that does jobs: its threads, and what it logs goes into the folder of each run alone."""
+    torch.set_num_threads(threads)
+    logging.getLogger("fewtune").setLevel(logging.INFO)
+    logging.getLogger("fewtune").propagate = False
 
 
 def do(job: Job) -> str | None:

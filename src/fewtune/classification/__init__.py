@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fewtune.kinds import Rules
 from fewtune.plugins import later
 from fewtune.training.task import Answer, Task, in_batches, splits_of
+
+if TYPE_CHECKING:  # what is named below, so that the import contracts see it
+    from fewtune.classification import evaluate, loaded, predict, work  # noqa: F401
 
 BATCH = 32
 """Images at a time where nothing else is asked for."""

@@ -6,7 +6,6 @@ its text 100,000, both unlabelled; the published figures are on the 50,000 valid
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from fewtune.data.formats import FORMATS
 from fewtune.data.formats.vtab import CLASSES as VTAB_CLASSES
 from fewtune.data.listing import Counts, Expected, Listing
 from fewtune.data.vtab_draw import DRAWS, TRAIN, VAL, Draw
-from fewtune.errors import DataError
+from fewtune.errors import DataError, nearest
 
 
 @dataclass(frozen=True)
@@ -203,9 +202,8 @@ def declaration(key: str) -> Declaration:
     if key in ALIASES:
         return ALIASES[key]
     if key not in DECLARATIONS:
-        near = difflib.get_close_matches(key.lower(), DECLARATIONS, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "`fewtune data list` shows all"
-        raise DataError(f'no data set is called "{key}"; {hint}')
+        hint = nearest(key, DECLARATIONS, count=3, otherwise="; `fewtune data list` shows all")
+        raise DataError(f'no data set is called "{key}"{hint}')
     return DECLARATIONS[key]
 
 

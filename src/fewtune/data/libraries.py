@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fewtune.data.formats.folders import FOLDERS
 from fewtune.data.images import to_rgb
 from fewtune.data.listing import SPLIT_NAMES, Expected
 from fewtune.data.split import ImageData, Split, image_data
-from fewtune.errors import DataError, MissingExtra, Progress
+from fewtune.errors import DataError, MissingExtra, Progress, nearest, one_line
 
 _TRAIN_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _TWO: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -82,9 +82,9 @@ def _torchvision_set(name: str, kind: Any, root: str, arguments: dict[str, Any])
             f"torchvision cannot download {name}; its documentation says which files to put into {root}"
         ) from None
     except (RuntimeError, OSError, ValueError, ImportError) as error:
-        said = " ".join(word for word in str(error).split() if "://" not in word)[:120]
         raise DataError(
-            f"torchvision's {name} is not in {root} and could not be downloaded ({said}); is there a network?"
+            f"torchvision's {name} is not in {root} and could not be downloaded "
+            f"({one_line(error, 120)}); is there a network?"
         ) from error
 
 
@@ -118,8 +118,9 @@ def hf_data(spec: str, progress: Progress | None = None) -> ImageData:
         saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
         dataset = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
-        said = " ".join(word for word in str(error).split() if "://" not in word)[:120]
-        raise DataError(f"the data set hf:{name} could not be loaded ({said}); is the name right?") from error
+        raise DataError(
+            f"the data set hf:{name} could not be loaded ({one_line(error, 120)}); is the name right?"
+        ) from error
     parts = dataset if isinstance(dataset, dict) else {"train": dataset}
     sets = {SPLIT_NAMES[key.lower()]: part for key, part in parts.items() if key.lower() in SPLIT_NAMES}
     if "train" not in sets:
@@ -240,7 +241,5 @@ def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def _near(name: str, names: Any) -> str:
-    lower = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(lower[c] for c in close)}?" if close else f"; there is {', '.join(names)}"
+def _near(name: str, known: Collection[str]) -> str:
+    return nearest(name, known, count=3, otherwise=f"; there is {', '.join(known)}")

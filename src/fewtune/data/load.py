@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fewtune.data.listing import Expected, Listing
 from fewtune.data.sampling import complement, few_of_each, stratified
 from fewtune.data.shards import shard_data
 from fewtune.data.split import ImageData, Split, image_data, refuse, split_of
-from fewtune.errors import DataError, Progress
+from fewtune.errors import DataError, Progress, nearest
 
 
 def load_data(
@@ -133,8 +132,7 @@ def _missing(path: Path) -> str:
     while not parent.exists():
         missing, parent = parent.name, parent.parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(missing, names, n=1)
-    hint = f"; did you mean {parent / close[0]}?" if close else f"; {parent} has no {missing}"
+    hint = nearest(missing, names, prefix=f"{parent / '_'}"[:-1], otherwise=f"; {parent} has no {missing}")
     return f"the data {path} does not exist{hint}"
 
 

@@ -34,7 +34,7 @@ def program(tuned: Tuned) -> torch.export.ExportedProgram:
             return torch.export.export(model, (tuned.images(2),), dynamic_shapes=batch, strict=False)
     except Exception as error:  # its errors share no base class
         raise ExportError(
-            f"torch.export cannot capture this model with a free batch size: {one_line(error)[:300]}"
+            f"torch.export cannot capture this model with a free batch size: {one_line(error, 300)}"
         ) from error
 
 

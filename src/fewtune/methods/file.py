@@ -27,7 +27,7 @@ from fewtune.delta.fingerprint import Covered, Fingerprint, fast_positions
 from fewtune.delta.format import write_file
 from fewtune.delta.head import Resizing
 from fewtune.errors import DeltaError
-from fewtune.files import read_tensors
+from fewtune.files import read_versioned
 from fewtune.methods.base import Insertion, State, TaskFile, Tuner
 from fewtune.neurons import Anatomy, Role
 
@@ -264,15 +264,8 @@ def read_method_file(path: str | Path, method: Reader) -> MethodFile:
     Raises:
         DeltaError: the file is missing, of another kind, of a newer version, truncated or altered.
     """
-    tensors, header = read_tensors(Path(path), DeltaError)
+    said, tensors = read_versioned(Path(path), (FORMAT, VERSION), DeltaError)
     try:
-        said = json.loads(header["fewtune"])
-        if said["format"] != FORMAT:
-            raise DeltaError(f"{path} is a {said['format']!r} file; expected a {FORMAT}")
-        if said["version"] > VERSION:
-            raise DeltaError(
-                f"{path} has version {said['version']}; this fewtune reads up to {VERSION}: update fewtune"
-            )
         if said["checksum"] != checksum(tensors, said):
             raise DeltaError(f"{path} is truncated or altered: its checksum does not agree; get the file again")
         groups = {group: _named(tensors, group) for group in GROUPS}

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from fewtune.errors import ModelError, Progress
-from fewtune.models.backbone import Backbone, LoadOptions, channels_last, logits
-from fewtune.models.sources import SOURCES, Source, check_name, load
+from fewtune.models.backbone import Backbone, LoadOptions, Source, channels_last, logits
+from fewtune.models.sources import SOURCES, check_name, load
 
 __all__ = [
     "SOURCES",

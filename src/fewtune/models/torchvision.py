@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 from urllib.error import URLError
 
 import torchvision
 from torch import nn
 
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, nearest, one_line
 from fewtune.models.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Backbone,
     LoadOptions,
+    Source,
     initialise_head,
-    one_line,
     seeded,
 )
-from fewtune.models.sources import Source
 
 
 def check_name(name: str) -> None:
     """ModelError for a name that torchvision does not know."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ModelError(f'torchvision has no classification model "{name}"{hint}')
+        raise ModelError(f'torchvision has no classification model "{name}"{nearest(name, known, count=3)}')
 
 
 def load_torchvision(name: str, wanted: LoadOptions) -> Backbone:
@@ -63,13 +59,13 @@ def _create(name: str, weights: Any, options: dict[str, Any]) -> nn.Module:
     except TypeError as error:
         if "stochastic_depth_prob" in str(error):
             raise ModelError(f"torchvision:{name} has no drop path; leave drop_path at 0") from error
-        raise ModelError(f"torchvision:{name} cannot be created: {one_line(error)}") from error
+        raise ModelError(f"torchvision:{name} cannot be created: {one_line(error, 160)}") from error
     except (URLError, OSError) as error:
         raise ModelError(
-            f"the weights of torchvision:{name} could not be fetched ({one_line(error)}); is there a network?"
+            f"the weights of torchvision:{name} could not be fetched ({one_line(error, 160)}); is there a network?"
         ) from error
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"torchvision:{name}: {one_line(error)}") from error
+        raise ModelError(f"torchvision:{name}: {one_line(error, 160)}") from error
 
 
 def _last_layer(name: str, model: nn.Module) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fewtune.classification import BATCH, CLASSIFICATION
 from fewtune.kinds import ONE_CLASS_ONLY, Rules
 from fewtune.plugins import later
 from fewtune.training.task import Task, in_batches
+
+if TYPE_CHECKING:  # what is named below, so that the import contracts see it
+    from fewtune.multilabel import evaluate, predict, work  # noqa: F401
 
 # What a task does is imported when it is done: training needs Lightning, and predicting does not.
 MULTI_LABEL = Task(

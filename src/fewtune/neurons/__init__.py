@@ -6,7 +6,7 @@ told by the class of the module that owns a parameter, never by the name of a pa
 
 from fewtune.neurons.anatomy import Anatomy, Owner, describe, owners, require_floating
 from fewtune.neurons.excluding import excluded
-from fewtune.neurons.layers import ASK_MODEL, LAYERS, AskModel, HeadSpec, find_head, has_running_statistics, nearest
+from fewtune.neurons.layers import ASK_MODEL, LAYERS, AskModel, HeadSpec, find_head, has_running_statistics
 from fewtune.neurons.places import Places
 from fewtune.neurons.roles import ROLES, Role
 from fewtune.neurons.views import LARGEST, View, sizes
@@ -27,7 +27,6 @@ __all__ = [
     "excluded",
     "find_head",
     "has_running_statistics",
-    "nearest",
     "owners",
     "require_floating",
     "sizes",

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from fewtune.errors import FewtuneError, ModelError, SelectionError
-from fewtune.neurons.layers import ASK_MODEL, HeadSpec, described, find_head, nearest
+from fewtune.errors import FewtuneError, ModelError, SelectionError, nearest
+from fewtune.neurons.layers import ASK_MODEL, HeadSpec, described, find_head
 from fewtune.neurons.roles import Role
 from fewtune.neurons.views import View, sizes
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 
-from fewtune.errors import SelectionError
+from fewtune.errors import SelectionError, nearest
 from fewtune.neurons.anatomy import Anatomy
-from fewtune.neurons.layers import nearest
 from fewtune.neurons.roles import Role
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -13,15 +12,9 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, nearest
 from fewtune.neurons.roles import EXPERT_WEIGHTS, Role, behaves_like_norm, is_experts, listed_role, qualified
 from fewtune.neurons.views import Kind, View
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message that names the nearest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {close[0]!r}" if close else ""
 
 
 class AskModel:

@@ -104,7 +104,7 @@ def _upload_errors(repo: str) -> Iterator[None]:
     except ValueError as error:  # the hub refuses the card, or a file
         if isinstance(error, errors.HfHubHTTPError | errors.HFValidationError):
             raise  # said better by `one_line_errors`
-        raise DeltaError(f"the hub refuses what was to be published in {repo}: {one_line(error)[:200]}") from error
+        raise DeltaError(f"the hub refuses what was to be published in {repo}: {one_line(error, 200)}") from error
 
 
 def told(published: Published) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from fewtune.config import Recipe, read_recipe, read_yaml
-from fewtune.errors import ConfigError
+from fewtune.errors import ConfigError, nearest
 from fewtune.kinds import DEFAULT, KINDS
 
 FOLDER = Path(__file__).parent
@@ -36,9 +35,8 @@ def recipe_file(item: str) -> Path:
         return path
     if path.suffix.lower() in (".yaml", ".yml"):
         raise ConfigError(f"no configuration file at {item}")
-    near = difflib.get_close_matches(item, names(), n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else "`fewtune recipes list` shows all"
-    raise ConfigError(f"no recipe and no YAML file is called {item}, and a setting reads key=value; {hint}")
+    hint = nearest(item, names(), count=3, cutoff=0.4, otherwise="; `fewtune recipes list` shows all")
+    raise ConfigError(f"a setting reads key=value, and no recipe and no YAML file is called {item}{hint}")
 
 
 def read(items: Iterable[str], *, model: str | None = None, data: str | None = None) -> Recipe:

@@ -14,7 +14,7 @@ from fewtune.errors import FewtuneError, MissingExtra
 from fewtune.files import write_bytes
 from fewtune.kinds import DEFAULT
 from fewtune.metrics import Interval, paired_bootstrap
-from fewtune.progress import size
+from fewtune.progress import duration, size
 from fewtune.report import charts, features, kinds, where
 from fewtune.report.findings import confusions, findings
 from fewtune.report.pictures import Gallery, gallery
@@ -191,7 +191,7 @@ def _uses(run: Run) -> dict[str, str]:
 def _cost(run: Run) -> dict[str, str]:
     metrics = run.metrics
     rows = {
-        "time": _duration(metrics["seconds"]),
+        "time": duration(metrics["seconds"]),
         "peak memory": size(metrics["peak_memory_bytes"]),
         "task file": size(metrics["delta_bytes"]),
         "trained parameters": f"{metrics['trained']:,}",
@@ -281,12 +281,6 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     if len(runs) == 1:
         return rows
     return [row for row in rows if row["key"] not in MAY_DIFFER and row["values"].count(row["values"][0]) < len(runs)]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _shell(command: str) -> str:

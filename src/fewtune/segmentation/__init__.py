@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fewtune.kinds import MASK_RULES
 from fewtune.plugins import later
 from fewtune.training.task import Task, in_batches, splits_of
+
+if TYPE_CHECKING:  # what is named below, so that the import contracts see it
+    from fewtune.segmentation import evaluate, loaded, predict, work  # noqa: F401
 
 BATCH = 1
 """Images at a time where nothing else is asked for: they differ in size."""

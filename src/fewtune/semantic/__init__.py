@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fewtune.kinds import MASK_RULES
 from fewtune.plugins import later
 from fewtune.segmentation import BATCH
 from fewtune.training.task import Task, in_batches, splits_of
+
+if TYPE_CHECKING:  # what is named below, so that the import contracts see it
+    from fewtune.semantic import evaluate, predict, work  # noqa: F401
 
 # What a task does is imported when it is done: training needs Lightning, and predicting does not.
 SEMANTIC = Task(

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fewtune.errors import TuningError
-from fewtune.neurons import has_running_statistics, nearest, owners, require_floating
+from fewtune.errors import TuningError, nearest
+from fewtune.neurons import has_running_statistics, owners, require_floating
 from fewtune.selection import Selection
 from fewtune.tuning import layers, stepping, trained
 from fewtune.tuning.frozen_sample import Sample

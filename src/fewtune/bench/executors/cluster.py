@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from fewtune.bench.job import Job, do
+from fewtune.bench.job import Job, begin_worker, do
 from fewtune.errors import ConfigError, MissingExtra, one_line
 
 log = logging.getLogger("fewtune")
@@ -116,13 +116,9 @@ class RayExecutor:
 
 def _do(job: Job, folder: str, threads: int) -> str | None:
     """A job in a process of the cluster, which works in the folder where the grid was begun if there is one."""
-    import torch
-
     if Path(folder).is_dir():
         os.chdir(folder)
-    torch.set_num_threads(threads)
-    logging.getLogger("fewtune").setLevel(logging.INFO)
-    logging.getLogger("fewtune").propagate = False  # the log of a run lies in its folder
+    begin_worker(threads)
     job.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder / ".lock", timeout=LEAVING):  # the lock is gone when its holder is
         return None if job.result.exists() else do(job)

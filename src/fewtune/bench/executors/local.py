@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -14,7 +13,7 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self
 
-from fewtune.bench.job import Job, do
+from fewtune.bench.job import Job, begin_worker, do
 
 POLL = 0.5
 """Seconds after which idle workers are offered jobs anew: one may have become possible while others run."""
@@ -108,13 +107,9 @@ class LocalExecutor:
 
 def _work(connection: Any, threads: int) -> None:
     """A worker's life: jobs, one after the other, until there are no more or the parent is gone."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    logging.getLogger("fewtune").setLevel(logging.INFO)
-    logging.getLogger("fewtune").propagate = False  # the log of a run lies in its folder
+    begin_worker(threads)
     while (job := connection.recv()) is not None:
         connection.send(do(job))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
 from pathlib import Path
 
 from fewtune.data.images import find_images, is_hidden
 from fewtune.data.listing import SPLIT_NAMES, UNKNOWN, Expected, Format, Item, Listing
+from fewtune.errors import nearest
 
 
 def recognise(path: Path) -> bool:
@@ -72,9 +72,9 @@ def class_folders(
     number = {name: i for i, name in enumerate(names)}
     for name in images:
         if name not in number:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else ""
-            listing.faults.append(f'{folder}/{name} is off range: the training images have no class "{name}"{hint}')
+            listing.faults.append(
+                f'{folder}/{name} is off range: the training images have no class "{name}"{nearest(name, names)}'
+            )
     loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p)]
     if loose:
         listing.notes.append(f"{folder}: {len(loose)} files outside class folders are not used ({loose[0]}, …)")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, one_line
 from fewtune.models import load_backbone
-from fewtune.models.backbone import initialise_head, one_line, seeded
+from fewtune.models.backbone import initialise_head, seeded
 from fewtune.segmentation.models.segmenter import Segmenter
 
 FeatureMap = Callable[[Any, Tensor], Tensor]
@@ -88,4 +88,6 @@ def _channels(backbone: nn.Module, feature_map: FeatureMap, image_size: int, sou
         with torch.no_grad():
             return int(feature_map(backbone.eval(), image).shape[1])
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{source} gives no feature map for images of {image_size} px: {one_line(error)}") from error
+        raise ModelError(
+            f"{source} gives no feature map for images of {image_size} px: {one_line(error, 160)}"
+        ) from error

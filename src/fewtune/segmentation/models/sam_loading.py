@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, SamConfig, SamModel
 
-from fewtune.errors import ModelError
+from fewtune.errors import ModelError, nearest
 from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, seeded
 from fewtune.models.checkpoint import load_weights, read_state
 from fewtune.models.hf import check_report, fetched
@@ -69,9 +68,9 @@ def sam_config(architecture: str) -> SamConfig | None:
         config = fetched(name, "its configuration", lambda: AutoConfig.from_pretrained(name))
         return config if isinstance(config, SamConfig) else None
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
         known = ", ".join(f"sam:{size}" for size in ARCHITECTURES)
-        raise ModelError(f'no architecture is called "{architecture}"; did you mean sam:{near}? ({known})')
+        hint = nearest(name, ARCHITECTURES, cutoff=0.0, prefix="sam:")
+        raise ModelError(f'no architecture is called "{architecture}"{hint}; there is {known}')
     width, depth, heads, whole = ARCHITECTURES[name]
     vision = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
     return SamConfig(vision_config={**vision, "global_attn_indexes": list(whole)})
