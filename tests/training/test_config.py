@@ -40,6 +40,7 @@ def test_all_mistakes_are_named_at_once_and_unknown_keys_with_the_nearest() -> N
         ({"cache": True, "augment": "fgvc"}, "only augment=plain"),
         ({"search_lr": [1e-3, 0]}, "greater than 0"),
         ({"search_drop_path": [1.0]}, "between 0 and 1"),
+        ({"strategy": "fsdp"}, "take fsdp2"),
         ({"precision": "64"}, "'32', '16-mixed' or 'bf16-mixed'"),
     ],
 )

@@ -142,7 +142,11 @@ class MachineKeys(Settings):
     accelerator: str = Field("auto", description="cpu, gpu, mps or another of Lightning's; auto: the fastest here")
     devices: int | str = Field("auto", description="how many of them, each with a process of its own")
     num_nodes: int = Field(1, gt=0, description="machines that train together")
-    strategy: str = Field("auto", description="how processes share the work: ddp, fsdp or another of Lightning's")
+    strategy: str = Field(
+        "auto",
+        description="how processes share the work: ddp, fsdp2 (each holds its rows of the weights) or "
+        "another of Lightning's",
+    )
     precision: Literal["32", "16-mixed", "bf16-mixed"] = Field("32", description="of activations; weights stay float32")
     report: bool = Field(True, description="`fewtune fit` writes report.html into the run's folder at its end")
     tracker: Literal["none", "wandb", "mlflow", "trackio"] = Field(
@@ -152,6 +156,13 @@ class MachineKeys(Settings):
         False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of all that is drawn: images, head, order, augmentation")
+
+    @field_validator("strategy")
+    @classmethod
+    def _no_flat_parameters(cls, strategy: str) -> str:
+        if strategy.startswith("fsdp") and strategy != "fsdp2":
+            raise ValueError(f"{strategy} flattens weights, so that no connection can be told apart; take fsdp2")
+        return strategy
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -107,17 +107,23 @@ def lineage(module: nn.Module) -> Iterable[str]:
     return (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
 
 
+def known_blocks(model: nn.Module) -> list[Block]:
+    """All known blocks of a model, in its order; empty where there is none."""
+    blocks = []
+    for name, module in model.named_modules():
+        parts = next((BLOCKS[cls] for cls in lineage(module) if cls in BLOCKS), None)
+        if parts is not None:
+            blocks.append(Block(name, module, parts))
+    return blocks
+
+
 def find_blocks(model: nn.Module, method: str) -> list[Block]:
     """All known blocks of a model, in its order.
 
     Raises:
         ModelError: there is none.
     """
-    blocks = []
-    for name, module in model.named_modules():
-        parts = next((BLOCKS[cls] for cls in lineage(module) if cls in BLOCKS), None)
-        if parts is not None:
-            blocks.append(Block(name, module, parts))
+    blocks = known_blocks(model)
     if not blocks:
         raise ModelError(f"{method} finds no block that it knows in {type(model).__name__}; it knows {KNOWN}")
     return blocks

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewtune.config import Recipe
-from fewtune.errors import ConfigError, FewtuneError
+from fewtune.errors import ConfigError, FewtuneError, one_line
 from fewtune.files import read_json, write_csv, write_json
 from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
@@ -32,7 +32,7 @@ from fewtune.training.memory import file_size, peak_memory
 from fewtune.training.precision import offer
 from fewtune.training.run_folder import RunFolder, draw_curves
 from fewtune.training.trackers import check_tracker, results, tracked
-from fewtune.training.trainer import SaveEpochs, build_trainer, is_main
+from fewtune.training.trainer import ProcessLost, SaveEpochs, build_trainer, is_main, lost_connection
 from fewtune.training.tuners import Share, begin, fit_at_once, make_tuner, method_of
 from fewtune.training.work import Work
 
@@ -154,6 +154,8 @@ def _run(work: Work, folder: RunFolder, callbacks: Sequence[Callback], loggers: 
     history: list[dict[str, float]] = []
     if method_of(work).trains_by_epochs(recipe.task):
         module = train(work, folder, callbacks, loggers)
+        if module.sharded:
+            work, module.tuner = _whole_again(work, folder, module)
         tuner, start, history, earlier = module.tuner, module.start, module.history, module.earlier
         chosen = {key: value for key, value in (module.best or {}).items() if key != "state"}
     else:
@@ -197,6 +199,10 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
             module.load_best()
             _save_delta(work.settled(), folder, module.tuner, {"epoch": module.best["epoch"]})
         raise
+    except RuntimeError as error:
+        if trainer.world_size > 1 and lost_connection(error):
+            raise ProcessLost(_how_to_go_on(folder, module, error)) from error
+        raise
     except SystemExit:  # how Lightning ends after Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
@@ -207,6 +213,27 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     if module.best is not None and module.best["epoch"] == BEFORE and module.start is not None:
         log.info("no epoch was better on validation images than the %s, which is kept", module.start["name"])
     return module
+
+
+def _how_to_go_on(folder: RunFolder, module: Learner, error: RuntimeError) -> str:
+    """What to tell where another process of the run has ended."""
+    rank, world = module.trainer.global_rank, module.trainer.world_size
+    after = (
+        f"goes on after epoch {len(module.history)}" if module.history else "begins anew, since no epoch was finished"
+    )
+    return (
+        f"process {rank} of {world} lost another one of its run ({one_line(error)}); once the cause is mended, "
+        f"fewtune fit --resume --out {folder.path}, started in the same way, {after}"
+    )
+
+
+def _whole_again(work: Work, folder: RunFolder, module: Learner) -> tuple[Work, Tuner]:
+    """A fresh model with the best epoch's state, whole in every process: the main one tests it alone."""
+    assert module.best is not None
+    whole = work.renewed(work.recipe)
+    tuner = make_tuner(whole, folder, module)
+    tuner.load_state_dict(module.best["state"])
+    return whole, tuner
 
 
 def _finish(

@@ -19,6 +19,7 @@ from fewtune.methods.reach import Border, find_border
 from fewtune.training.ema import Average
 from fewtune.training.kept import KeptPrefix
 from fewtune.training.loaders import SeededImages, keyed_loader, seed_all
+from fewtune.training.sharding import FullySharded, shared_out, whole
 
 SHOWN_FILES = 8
 BEFORE = -1
@@ -96,11 +97,21 @@ class Learner(pl.LightningModule):
                 self.start["state"] = kept_state(self.tuner.state_dict())
                 if self.splits["val"] is not None:
                     self.best = {"epoch": BEFORE, "state": self.start["state"], **self.start["validation"]}
-            if self.recipe.ema is not None:
-                self.average = Average(self.tuner, self.recipe.ema)
         self.model.train()  # Lightning would leave a model that comes in evaluation mode in it
         for module in border.below.values() if border is not None else ():
             module.eval()  # what is frozen is not disturbed by dropout either
+
+    def configure_model(self) -> None:
+        """Shard what is attached, where the strategy shards; averages are of what a process holds after that."""
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self.model)
+        if self.recipe.ema is not None and self.average is None:
+            self.average = Average(self.tuner, self.recipe.ema)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds rows of the weights only."""
+        return isinstance(self.trainer.strategy, FullySharded)
 
     def _keep(self, border: Border) -> KeptPrefix:
         """What lies below the border, computed once for each image."""
@@ -241,12 +252,12 @@ class Learner(pl.LightningModule):
         return state
 
     def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
-        """Go on from a compact state."""
-        self.tuner.load_state_dict(state)
+        """Go on from a compact state, which is whole."""
+        self.tuner.load_state_dict(shared_out(state, self.tuner.state_dict()) if self.sharded else state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Average, best-so-far and history: plain tensors, dicts, lists and numbers."""
-        average = None if self.average is None else self.average.state_dict()
+        average = None if self.average is None else whole(self.average.state_dict())
         seconds = self.earlier + time.perf_counter() - self._begun
         checkpoint["fewtune"] = {
             "average": average, "best": self.best, "start": self.start, "history": self.history, "seconds": seconds,
@@ -258,18 +269,18 @@ class Learner(pl.LightningModule):
         self.best, self.start, self.history = saved["best"], saved.get("start"), saved["history"]
         self.earlier = saved.get("seconds", sum(entry["seconds"] for entry in self.history))
         if self.average is not None:
-            self.average.load_state_dict(saved["average"])
+            self.average.load_state_dict(shared_out(saved["average"], self.average.state_dict()))
 
     def load_best(self) -> None:
         """Put the best epoch's values into the model."""
         assert self.best is not None
-        self.tuner.load_state_dict(self.best["state"])
+        self.load_state_dict(self.best["state"])
 
 
 def kept_state(state: Any) -> Any:
-    """A copy on the CPU of a state of nested dicts and tensors."""
+    """A copy on the CPU, whole, of a state of nested dicts and tensors."""
     if isinstance(state, Tensor):
-        return state.detach().cpu().clone()
+        return whole(state.detach()).cpu().clone()
     return {key: kept_state(value) for key, value in state.items()}
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from fewtune.config import Recipe
+from fewtune.errors import FewtuneError
 from fewtune.files import csv_text, write_bytes, write_json, write_text
 from fewtune.progress import duration
 from fewtune.training.learner import Learner
@@ -137,6 +138,15 @@ def build_trainer(
         enable_progress_bar=terminal,
         enable_model_summary=False,
     )
+
+
+class ProcessLost(FewtuneError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
+def lost_connection(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective operation whose other side is gone (Gloo raises no class of its own)."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def is_main() -> bool:
