@@ -195,7 +195,7 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss:
-        if module.best is not None and trainer.is_global_zero:
+        if module.best is not None and trainer.is_global_zero and not module.sharded:  # no gathering by one alone
             module.load_best()
             _save_delta(work.settled(), folder, module.tuner, {"epoch": module.best["epoch"]})
         raise
