@@ -46,7 +46,8 @@ class FullySharded(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """What is trained, whole, in every process."""
         assert self.lightning_module is not None
-        return whole(self.lightning_module.state_dict())
+        state: dict[str, Any] = whole(self.lightning_module.state_dict())
+        return state
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each process takes its rows."""
@@ -55,7 +56,8 @@ class FullySharded(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimiser's state, whole, in every process."""
-        return whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
+        state: dict[str, Any] = whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
+        return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each process takes the state of its rows."""
