@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import distributed
 from attaching import batch, choose, same_bits, small_convnet, small_vit, state_of
-from fewtune.tuning import attach
+from fewtune.tuning import attach, column_rms
 
 STEPS = 3
 TOLERANCE = 1e-10
@@ -32,6 +32,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "convnet, layer": (small_convnet, {"granularity": "layer"}),
     "vit, optimizer sharded": (small_vit, {"zero": True}),
     "vit, bfloat16": (small_vit, {"dtype": torch.bfloat16}),
+    "vit, in units of its input": (small_vit, {"units": True}),
 }
 
 
@@ -61,7 +62,12 @@ def train(kind: str, rank: int | None) -> dict[str, Any]:
     if options.pop("checkpointing", False):
         model.set_grad_checkpointing()
     selection = choose(model, granularity=options.pop("granularity", "neuron"))
-    tuner = attach(model, selection)
+    seen = None
+    if options.pop("units", False):
+        images, labels = batch(size=8)
+        share = images if rank is None else images.chunk(2)[rank]
+        seen = column_rms(model, [(share, labels)], {name: selection.anatomy.views[name] for name in selection.places})
+    tuner = attach(model, selection, column_rms=seen)
     zero = options.pop("zero", False) and rank is not None
     own = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
     reduced: list[int] = []

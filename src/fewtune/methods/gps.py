@@ -17,9 +17,12 @@ from fewtune.methods.base import Excluding, Method, Prepared, Run
 from fewtune.methods.criteria import CRITERIA, CriterionSettings, oracle_weights
 from fewtune.neurons import excluded
 from fewtune.selection import Selection, select
-from fewtune.tuning import Tuner, attach
+from fewtune.tuning import Tuner, attach, column_rms
 
 log = logging.getLogger("fewtune")
+
+UNIT_BATCHES = 32
+"""Of training images, at most: from what the columns are given there the units of values are taken."""
 
 
 class Settings(CriterionSettings, Excluding):
@@ -34,6 +37,10 @@ class Settings(CriterionSettings, Excluding):
         "columns: all neurons of a layer train the same k inputs",
     )
     objective: str | None = Field(None, description="left out: supcon; of segmentation, always its own loss")
+    units: Literal["weight", "input"] = Field(
+        "weight", description="input: a connection is trained as its change times the rms of its input column, so that "
+        "one learning rate moves every neuron's output alike",
+    )  # fmt: skip
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
     bias: Literal["all", "none"] = Field("all", description="whether biases outside normalisations are trained")
     scale: Literal["all", "none"] = Field("all", description="whether layer-scale vectors are trained")
@@ -113,7 +120,11 @@ def _read(settings: Settings, file: str) -> Selection:
 
 def _attach(run: Run, prepared: Prepared | None) -> Tuner:
     assert isinstance(prepared, Selection)
-    return attach(run.model, prepared)
+    if run.settings(Settings).units == "weight":
+        return attach(run.model, prepared)
+    model, views = run.model.to(run.device), {name: prepared.anatomy.views[name] for name in prepared.places}
+    seen = column_rms(model, run.training_batches(), views, limit=UNIT_BATCHES)
+    return attach(model, prepared, column_rms=seen)
 
 
 def _check(run: Run) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewtune.errors import TuningError, nearest
 from fewtune.neurons import has_running_statistics, owners, require_floating
@@ -21,7 +22,11 @@ stepping.follow_optimizers()
 
 
 def attach(
-    model: nn.Module, selection: Selection, *, running_statistics: Literal["frozen", "update"] = "frozen"
+    model: nn.Module,
+    selection: Selection,
+    *,
+    running_statistics: Literal["frozen", "update"] = "frozen",
+    column_rms: Mapping[str, Tensor] | None = None,
 ) -> Tuner:
     """Freezes a model but for what a selection names, which is trained through compact values.
 
@@ -35,20 +40,27 @@ def attach(
         selection: of `fewtune.select`.
         running_statistics: "frozen": batch normalisation uses the pretrained statistics even in training mode;
             "update": training mode updates them, and the delta carries them.
+        column_rms: of `fewtune.tuning.column_rms`: selected connections are then trained in units of their input.
 
     Raises:
-        TuningError: the model is attached already, the selection was made for another model, or inference mode is on.
+        TuningError: the model is attached already, the selection was made for another model, inference mode is on, or
+            ``column_rms`` lacks a weight.
     """
     if running_statistics not in ("frozen", "update"):
         raise TuningError(f"running_statistics={running_statistics!r}; expected 'frozen' or 'update'")
     _check(model, selection)
+    if column_rms is not None and (lacking := selection.places.keys() - column_rms.keys()):
+        raise TuningError(f"column_rms has no {min(lacking)!r}; it must have every weight that the selection names")
     held = owners(model)
     flags = {name: owner[0].module._parameters[owner[0].attribute].requires_grad for name, owner in held.items()}  # type: ignore[union-attr]
     buffers = {name: buffer.detach().clone() for name, buffer in persistent_buffers(model).items()}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     sample = Sample.of(selection, dict(model.named_parameters()))
-    tuned = {name: trained.tune_selected(selection, name, tuple(held[name])) for name in selection.places}
+    tuned = {
+        name: trained.tune_selected(selection, name, tuple(held[name]), (column_rms or {}).get(name))
+        for name in selection.places
+    }
     for name in (*selection.whole, *selection.head):
         tuned[name] = trained.tune_whole(tuple(held[name]))
     statistics = {}

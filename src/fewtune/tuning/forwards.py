@@ -35,7 +35,7 @@ def _linear_forward(self: Any, x: Tensor) -> Tensor:
     if not recorded(values) or not _plain(x) or not _made_for(tensor, 1):
         return F.linear(x, self.weight, self.bias)
     weight = self._fewtune_frozen("weight")
-    return SelectedLinear.apply(x, values, weight, self.bias, tensor.places, _saved_elsewhere(x))
+    return SelectedLinear.apply(x, tensor.weights(values), weight, self.bias, tensor.places, _saved_elsewhere(x))
 
 
 def _conv_forward(self: Any, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight, self.bias)
     weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
     form = "whole" if _saved_elsewhere(x) else conv_form(tensor.places, shape, x.shape)
-    return SelectedConv.apply(x, values, weight, self.bias, tensor.places, shape, form)
+    return SelectedConv.apply(x, tensor.weights(values), weight, self.bias, tensor.places, shape, form)
 
 
 def _made_for(tensor: Any, groups: int) -> bool:

@@ -117,7 +117,7 @@ class Tuned(nn.Module):
                 values, frozen = self._parameters[attribute + tensor.suffix], self._parameters[attribute]
                 plain = prefix + attribute in state_dict and prefix + attribute + tensor.suffix not in state_dict
                 if plain and values is not None and frozen is not None:
-                    values.copy_(tensor.read(frozen))  # a plain state: its values are in the weight
+                    values.copy_(tensor.values(frozen))  # a plain state: they are in the weight
                     if strict:
                         missing_keys.remove(prefix + attribute + tensor.suffix)
         write_values(self)
@@ -287,12 +287,8 @@ def write_values(module: nn.Module, *, changed: bool = False) -> None:
             values, frozen = module._parameters[attribute + tensor.suffix], module._parameters[attribute]
             assert values is not None
             assert frozen is not None
-            if changed or frozen.is_meta or sharded(values) or not _holds(tensor, values, frozen):
+            if changed or frozen.is_meta or sharded(values) or not tensor.holds(values, frozen):
                 _write(module, attribute)
-
-
-def _holds(tensor: TunedTensor, values: Tensor, frozen: Tensor) -> bool:
-    return torch.equal(tensor.read(frozen), values.to(frozen.dtype))
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from fewtune.tuning.groups import param_groups
 from fewtune.tuning.layers import Tuned, write_values
 from fewtune.tuning.parts import Parts
 from fewtune.tuning.stepping import FOLLOWERS
-from fewtune.tuning.tensors import SELECTED
 from fewtune.tuning.trained import Trained
 
 
@@ -104,9 +103,14 @@ class Tuner:
         return self.plain_state_dict()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The compact trained state: what is trained, and the buffers that training changed."""
+        """The compact trained state: what is trained, and the buffers that training changed.
+
+        Where values are in units of their input, the units go with them.
+        """
         values = {name: p.detach().clone() for name, p in self.named_parameters().items()}
-        return {"values": values, "buffers": {n: b.clone() for n, b in self._changed_buffers().items()}}
+        scales = {name: units.scale.clone() for name, t in self._trained.items() if (units := t.units) is not None}
+        buffers = {name: buffer.clone() for name, buffer in self._changed_buffers().items()}
+        return {"values": values, "buffers": buffers, **({"scales": scales} if scales else {})}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -125,6 +129,14 @@ class Tuner:
                     f"the state is of another selection: {name} has {tuple(values[name].shape)} values, "
                     f"expected {tuple(parameter.shape)}"
                 )
+        scales = state.get("scales", {})
+        if different := scales.keys() ^ {name for name, t in self._trained.items() if t.units is not None}:
+            raise TuningError(
+                f"the state is of values in other units: {min(different)} is in units of its input in one of the two "
+                "only; attach with column_rms, or without, as the state was made"
+            )
+        for name, scale in scales.items():
+            self._trained[name].rescale(scale)
         for name, parameter in named.items():
             parameter.copy_(values[name])
         for name, before in self._buffers.items():
@@ -203,12 +215,7 @@ class Tuner:
 
     def _write_before(self) -> None:
         for trained in self._trained.values():
-            tensor, before = trained.tensor.detach(), trained.before.to(trained.tensor.device)
-            if trained.suffix == SELECTED:
-                module: Any = trained.owners[0].module
-                module._fewtune.tuned[trained.owners[0].attribute].write(before, tensor)
-            else:
-                tensor.copy_(before)
+            trained.put_back()
         buffers = persistent_buffers(self.model)
         for name, before in self._buffers.items():
             buffers[name].copy_(before)

@@ -1,0 +1,148 @@
+r"""Values in units of their input: what a step of an optimiser does to a neuron's output is then alike everywhere.
+
+.. math:: w = w_0 + u / \mathrm{rms}(x_j)
+
+Trained is u, the change of a connection times the root mean square of its input column, in place of w. A step of Adam
+moves every u by about the learning rate, and so a neuron's output by about the learning rate, whether its column is hot
+or not; with w itself it moves the output by the learning rate times rms(x_j).
+
+The gradient of u is that of w over rms(x_j), by the chain rule, so this holds for every optimiser. A learning rate of
+1/rms a value would be the same for Adam alone, and only where its epsilon is small; SGD would need 1/rms^2, and decay
+would pull towards 0, where that of u pulls towards the pretrained weight. At inference there is nothing of it: the
+weights are written, and a delta is taken of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.errors import TuningError
+from fewtune.importance.passes import left_as_found, reduce_over_processes
+from fewtune.neurons import View, owners
+from fewtune.tuning.ops import SelectedPlaces
+
+FLOOR = 0.01
+"""Of the root mean square of all of a layer's inputs: the least of a column, so that one that is nearly never on does
+not make its values large."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Where the values of a weight begin, and the weight's change by one unit of each; both in the values' shape."""
+
+    start: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, start: Tensor, column_rms: Tensor, places: SelectedPlaces) -> Units:
+        """From the rms of a layer's input columns, [groups, fan_in]."""
+        least = FLOOR * column_rms.square().mean().sqrt()
+        rms = column_rms.clamp(min=least) if least > 0 else torch.ones_like(column_rms)
+        neurons = torch.arange(places.neurons)[:, None] if places.rows is None else places.rows.cpu()
+        group = neurons * len(rms) // places.neurons
+        return cls(start, (1 / rms.cpu()[group, places.columns.cpu()]).to(start))
+
+    def weights(self, u: Tensor) -> Tensor:
+        """w = w0 + u / rms."""
+        return self.start + u * self.scale
+
+    def values(self, weights: Tensor) -> Tensor:
+        """The inverse, to the last bit but one."""
+        return (weights.to(self.start.dtype) - self.start) / self.scale
+
+    def rows(self, rows: slice) -> Units:
+        """Of some neurons alone."""
+        return Units(self.start[rows], self.scale[rows])
+
+    def to(self, device: torch.device) -> Units:
+        """The same on a device."""
+        return Units(self.start.to(device), self.scale.to(device))
+
+
+def column_rms(
+    model: nn.Module, batches: Iterable[Any], views: Mapping[str, View], *, limit: int | None = None
+) -> dict[str, Tensor]:
+    """The root mean square of what each input column of a layer is given, [groups, fan_in], by its weight's name.
+
+    The model is run in evaluation mode and left as found; of several processes each sees its batches, and all give the
+    same. A column of a convolution is one tap of one channel; padding counts as zeros.
+
+    Args:
+        model: plain, on its device.
+        batches: (images, labels); labels are not looked at.
+        views: of the weights that are asked for; of a selection ``{n: selection.anatomy.views[n] for n in
+            selection.places}``.
+        limit: use this many batches at most.
+
+    Raises:
+        TuningError: a weight is not that of a linear layer or a convolution which the model calls as such.
+    """
+    held = owners(model)
+    sums: dict[str, Tensor] = {}
+    hooks = []
+    for name, view in views.items():
+        for owner in held[name]:
+            layer = owner.module
+            if owner.attribute != "weight" or not _known(layer, view):
+                raise _unknown(name, f"{type(layer).__name__}.{owner.attribute}")
+            hooks.append(layer.register_forward_pre_hook(partial(_add, sums, name, view)))
+    try:
+        with left_as_found(model, train_mode=False), torch.no_grad():
+            device = next(model.parameters()).device
+            for images, _ in islice(batches, limit):
+                model(images.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if lacking := [name for name in views if name not in sums]:
+        raise _unknown(lacking[0], f"{type(held[lacking[0]][0].module).__name__}, whose forward is never called,")
+    reduce_over_processes(sums, {name: held[name][0].module.weight for name in views})  # type: ignore[misc]
+    return {name: (total[:, :-1] / total[:, -1:]).sqrt().cpu() for name, total in sums.items()}
+
+
+def _known(layer: nn.Module, view: View) -> bool:
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return view.kind == "rows"
+    return len(view.shape) == 2 and view.kind in ("rows", "columns") and not isinstance(layer, nn.RNNCellBase)
+
+
+def _unknown(name: str, what: str) -> TuningError:
+    return TuningError(
+        f"units=input: {name} is the weight of {what} and what its columns are given is not known; expected linear "
+        "layers and convolutions that are called; take units=weight, or exclude it"
+    )
+
+
+def _add(sums: dict[str, Tensor], name: str, view: View, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Adds a batch's sums of squares, [groups, fan_in], and in a last column how many positions they are of."""
+    x = inputs[0].detach()
+    square = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        total = _conv_squares(square, layer)
+    else:
+        rows = square.reshape(-1, view.fan_in)
+        total = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])[None]
+    total = total.double()
+    sums[name] = sums[name] + total if name in sums else total
+
+
+def _conv_squares(square: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
+    """The weight gradient of a convolution of x^2 with one neuron a group, where dL/dy = 1 everywhere, is that sum."""
+    if layer.padding_mode != "zeros":
+        square = nn.functional.pad(square, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    padding: Any = layer.padding if layer.padding_mode == "zeros" else 0
+    groups, plain = layer.groups, {1: "conv1d", 2: "conv2d", 3: "conv3d"}[len(layer.kernel_size)]
+    with torch.enable_grad():
+        shape = (groups, square.shape[1] // groups, *layer.kernel_size)
+        weight = square.new_zeros(shape, requires_grad=True)
+        y = getattr(nn.functional, plain)(square, weight, None, layer.stride, padding, layer.dilation, groups)
+        (total,) = torch.autograd.grad(y.sum(), weight)
+    positions = total.new_full((groups, 1), y[:, 0].numel())
+    return torch.cat([total.reshape(groups, -1), positions], dim=1)
