@@ -11,13 +11,25 @@ from fewtune.recipes.settings import settings
 
 INTRODUCTION = """# Every setting of a run
 
-A recipe is flat: the same keys stand in a YAML file and as `key=value` on the command line, where later ones win:
+A run is described by a recipe: a flat list of keys. You can write them into a YAML file, give them as `key=value` on the
+command line, or both. What comes later on the line wins:
 
-    fewtune fit recipe.yaml lr=3e-3 k=2 --out runs/second
+```yaml
+# recipe.yaml
+model: timm:vit_small_patch16_224.augreg_in21k
+data: photos
+test_fraction: 0.2
+```
+
+```sh
+fewtune fit recipe.yaml lr=3e-3 k=2 --out runs/second
+fewtune settings learning        # prints the settings that are about a word; without a word, all of them
+```
 
 The defaults are the paper's recipe for classification: Adam without weight decay, 100 epochs, linear warm-up, cosine.
-An unknown key is an error that names the nearest known one; all mistakes are reported at once. The resolved recipe of
-a run stands in its `config.yaml`. `fewtune settings` prints this list, `fewtune settings WORD` a part of it.
+If a key is unknown, the error names the nearest known one, and all mistakes are reported at once. The whole recipe of a
+run stands in its `config.yaml`.
+
 This page is made by `python docs/make_recipe_page.py`.
 """
 

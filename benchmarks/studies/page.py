@@ -73,7 +73,7 @@ def section(name: str, title: str, text: str) -> Iterator[str]:
     grid = read_grid(STUDIES / f"{name}.yaml")
     seen, cells = status(grid, NOWHERE), collect(grid, NOWHERE)
     yield from (f"## {title}", "", text.strip(), "")
-    yield f"Grid: [{name}.yaml](../benchmarks/studies/{name}.yaml); {len(seen.done)} of {len(seen.runs)} runs are done."
+    yield f"{len(seen.done)} of the {len(seen.runs)} runs of [{name}.yaml](../benchmarks/studies/{name}.yaml) are done."
     yield ""
     if not cells:
         yield from ("Not measured yet.", "")

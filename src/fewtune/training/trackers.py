@@ -103,6 +103,8 @@ def _wandb(folder: RunFolder, run: str | None) -> WandbLogger:
 
 def _mlflow(folder: RunFolder, run: str | None) -> MLFlowLogger:
     store = os.environ.get("MLFLOW_TRACKING_URI")  # Lightning reads it only once, when it is imported
+    if store is None:  # then it is mlruns/, which newer versions of MLflow refuse unless this is set
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return MLFlowLogger(PROJECT, run_name=folder.path.name, run_id=run, tracking_uri=store)
 
 
