@@ -11,8 +11,8 @@ from fewtune.recipes.settings import settings
 
 INTRODUCTION = """# Every setting of a run
 
-A run is described by a recipe: a flat list of keys. You can write them into a YAML file, give them as `key=value` on the
-command line, or both. What comes later on the line wins:
+A run is described by a recipe: a flat list of keys. You can write them into a YAML file, give them as `key=value` on
+the command line, or both. What comes later on the line wins:
 
 ```yaml
 # recipe.yaml

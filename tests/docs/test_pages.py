@@ -18,13 +18,22 @@ import pytest
 import torch
 import yaml
 
-from documents import (
-    LANGUAGES, PAGES, ROOT, Block, blocks, check_command, check_data, check_python, commands, outside_fences,
-)  # fmt: skip
 from class_masks import class_mask_folder
+from documents import (
+    LANGUAGES,
+    PAGES,
+    ROOT,
+    Block,
+    blocks,
+    check_command,
+    check_data,
+    check_python,
+    commands,
+    outside_fences,
+)
 from fewtune.cli.app import app
-from fewtune.tasks import fit
 from fewtune.models import load_backbone
+from fewtune.tasks import fit
 from hub_server import Hub, hub_server, point_client_at
 from images import class_folders
 from masks import mask_folder, tiny_mask_recipe
@@ -32,9 +41,19 @@ from runs import tiny_recipe
 
 RUN = [block for page in PAGES for block in blocks(page) if block.reason is None and block.language in ("sh", "python")]
 RUN_PAGES = sorted({block.page for block in RUN})
-BACKBONE = re.compile(r"\b(?:timm:vit|timm:swin|demo:efficientnet|demo:vit|hf:|torchvision:)[\w./-]*")
-SMALL = {"model": "timm:test_vit", "pretrained": False, "image_size": 32, "epochs": 1, "batch_size": 8,
-         "accelerator": "cpu", "workers": 0, "search_trials": 1, "search_epochs": 1, "report": False}  # fmt: skip
+BACKBONE = re.compile(r"\b(?:timm:vit|timm:swin|demo:efficientnet|demo:vit|hf:(?!//)|torchvision:)[\w./-]*")
+SMALL = {
+    "model": "timm:test_vit",
+    "pretrained": False,
+    "image_size": 32,
+    "epochs": 1,
+    "batch_size": 8,
+    "accelerator": "cpu",
+    "workers": 0,
+    "search_trials": 1,
+    "search_epochs": 1,
+    "report": False,
+}
 TRAINING = ("fit", "select")
 
 
@@ -69,7 +88,9 @@ def space() -> dict[str, Any]:
     """The names that the pages' Python takes for granted."""
     images = torch.randn(8, 3, 32, 32)
     loader = [(images, torch.arange(8) % 4), (images + 1, torch.arange(8) % 4)]
-    model, fresh = (load_backbone("timm:test_vit", num_classes=2, image_size=32, pretrained=False).model for _ in range(2))
+    model, fresh = (
+        load_backbone("timm:test_vit", num_classes=2, image_size=32, pretrained=False).model for _ in range(2)
+    )
     return {"loader": loader, "images": images[:3], "model": model, "fresh": fresh}
 
 
@@ -78,7 +99,9 @@ def small(text: str) -> str:
     text = BACKBONE.sub("timm:test_vit", text)
     text = re.sub(r"\"vit_base_patch16_224[\w.]*\", ", '"test_vit", img_size=32, ', text)
     text = text.replace("pretrained=True", "pretrained=False")
-    return text.replace('("timm:test_vit", num_classes=1)', '("timm:test_vit", num_classes=2, image_size=32, pretrained=False)')
+    return text.replace(
+        '("timm:test_vit", num_classes=1)', '("timm:test_vit", num_classes=2, image_size=32, pretrained=False)'
+    )
 
 
 def small_yaml(text: str) -> str:
@@ -113,8 +136,15 @@ def run(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
-def test_page(page: Path, folder: Path, hub: Hub, space: dict[str, Any], tmp_path: Path,
-              monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_page(
+    page: Path,
+    folder: Path,
+    hub: Hub,
+    space: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     point_client_at(hub.url, tmp_path / "cache", monkeypatch)
     monkeypatch.setenv("FEWTUNE_CACHE", str(tmp_path / "cache"))
@@ -147,4 +177,6 @@ def test_what_is_not_run_is_right_too(page: Path) -> None:
             for words in commands(block.text):
                 check_command(words)
     for line in outside_fences(page):
-        assert not re.match(r"( {4}|\t)(fewtune|python|pip|make) ", line), f"{page.name}: a command without a fence: {line}"
+        assert not re.match(r"( {4}|\t)(fewtune|python|pip|make) ", line), (
+            f"{page.name}: a command without a fence: {line}"
+        )

@@ -36,10 +36,12 @@ def test_the_chart_is_of_the_features_of_the_test_images(run: Run, monkeypatch: 
     assert test is not None
     loader = image_loader(test.with_transform(task.transform), 16)
     assert found.alike[1] == neighbours_alike(*image_features(task.backbone.model, loader))
-    assert found.chart is not None
-    for word in ("before tuning", "after", "class0", "class1", "class2", "wrong"):
-        assert word in found.chart
-    assert found.chart.count("<use") > 2 * len(run.rows)  # each image in both layouts, and ticks of the legend
+    assert len(found.charts) == 2
+    for chart, title in zip(found.charts, ("before tuning", "after tuning"), strict=True):
+        for word in (title, "class0", "class1", "class2"):
+            assert word in chart
+        assert chart.count("<use") > len(run.rows)  # each image, and ticks of the legend
+    assert ["wrong" in chart for chart in found.charts] == [False, True]
 
 
 def test_a_slow_model_gets_fewer_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,10 @@ def memory(setting: Setting, method: str) -> dict[str, float]:
         figures: dict[str, float] = ours.recv()
         return figures
     except EOFError:
-        raise ModelError(f"{method}: its process ended with status {process.exitcode}; too little memory?") from None
+        process.join()
+        why = "the reason stands above" if process.exitcode == 1 else "was there too little memory?"
+        ended = f"its process ended with status {process.exitcode}"
+        raise ModelError(f"{method} could not be measured: {ended}; {why}") from None
     finally:
         process.join()
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="A grid of methods, tasks and seeds under one protocol, and tables of what came out.")
+app = typer.Typer(
+    help="Compare methods: train a grid of methods, tasks and seeds under one protocol and print tables of the results."
+)
 
 GridFile = Annotated[Path, typer.Argument(help="The grid, a YAML file.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="key=value, such as workers=2 or tasks.NAME.data=FOLDER")]
-Out = Annotated[Path | None, typer.Option(help="The grid's folder; left out, runs/ and the name of the file.")]
+Out = Annotated[Path | None, typer.Option(help="The grid's folder. Default: runs/ and the name of the file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
@@ -20,10 +22,12 @@ def run(
     grid: GridFile,
     settings: Settings = None,
     out: Out = None,
-    on: Annotated[str, typer.Option(help="local; ray; or a Ray cluster's address, ray://HOST:PORT")] = "local",
+    on: Annotated[
+        str, typer.Option(help="Where to run: local, ray, or the address of a Ray cluster, ray://HOST:PORT")
+    ] = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Do all runs of a grid that are not done; ends with status 1 where some failed."""
+    """Do all runs of a grid that are not done yet. The exit status is 1 if some failed."""
     from fewtune.bench.foreman import run_grid
     from fewtune.bench.grid import read_grid
 
@@ -36,7 +40,7 @@ def run(
 
 @app.command("status")
 def status(grid: GridFile, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Say what is done, what failed and what is left, without doing anything."""
+    """Show which runs are done, which failed and which are left. Nothing is run."""
     from fewtune.bench.foreman import status as look
     from fewtune.bench.grid import read_grid
 
@@ -49,9 +53,11 @@ def record(
     grid: GridFile,
     settings: Settings = None,
     out: Out = None,
-    to: Annotated[Path | None, typer.Option(help="The file; left out, the grid's own (its key `record`).")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="The file to write. Default: the one that the grid names (its key `record`).")
+    ] = None,
 ) -> None:
-    """Write all finished runs into one small file, from which tables can be made without the runs' folders."""
+    """Write all finished runs into one small file. Tables can be made from it without the runs' folders."""
     from fewtune.bench.grid import read_grid
     from fewtune.bench.record import write_records
     from fewtune.bench.results import record_all
@@ -67,15 +73,17 @@ def record(
 
 @app.command("table")
 def table(
-    grid: Annotated[Path | None, typer.Argument(help="The grid; left out, the paper's tables alone.")] = None,
+    grid: Annotated[
+        Path | None, typer.Argument(help="The grid, a YAML file. Without it only the paper's tables are printed.")
+    ] = None,
     settings: Settings = None,
     out: Out = None,
-    paper: Annotated[list[int] | None, typer.Option(help="Number of one of the paper's tables, as printed.")] = None,
-    form: Annotated[str, typer.Option("--format", help="md, csv or html")] = "md",
-    to: Annotated[Path | None, typer.Option(help="A file to write instead: .md, .csv or .html")] = None,
+    paper: Annotated[list[int] | None, typer.Option(help="Print this table of the paper too, by its number.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Format of what is printed: md, csv or html")] = "md",
+    to: Annotated[Path | None, typer.Option(help="Write to this file (.md, .csv or .html) and print nothing.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tables of what a grid measured, and the paper's tables with ours beside the printed values."""
+    """Print tables of a grid's results, and the paper's tables with our results beside the printed values."""
     from fewtune.bench.grid import read_grid
     from fewtune.bench.paper_tables import numbers
     from fewtune.bench.report import grid_tables, paper_tables, printed
@@ -107,10 +115,12 @@ def selections(
     grid: GridFile,
     settings: Settings = None,
     out: Out = None,
-    ranks: Annotated[bool, typer.Option(help="Rank correlation with full fine-tuning too (minutes).")] = False,
-    to: Annotated[Path | None, typer.Option(help="A Markdown file to write instead.")] = None,
+    ranks: Annotated[
+        bool, typer.Option(help="Also compare the ranks of scores with full fine-tuning (takes minutes).")
+    ] = False,
+    to: Annotated[Path | None, typer.Option(help="Write to this Markdown file and print nothing.")] = None,
 ) -> None:
-    """How the selections of a grid's runs overlap, from their folders."""
+    """Show how far the selections of a grid's runs overlap."""
     from fewtune.bench.grid import read_grid
     from fewtune.bench.selections import agreement, overlaps
     from fewtune.bench.tables import markdown
@@ -125,18 +135,22 @@ def selections(
 
 @app.command("cost")
 def cost(
-    methods: Annotated[list[str] | None, typer.Argument(help="Left out: all of the paper's cost figure.")] = None,
-    model: Annotated[str, typer.Option(help="As in `fewtune fit`.")] = "timm:vit_base_patch16_224",
-    batch: int = 32,
-    image_size: Annotated[int | None, typer.Option(help="Pixels; left out, the model's own.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Real weights; times need none.")] = False,
-    rounds: Annotated[int, typer.Option(help="Times are medians over so many.")] = 10,
-    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
-    accelerator: str = "auto",
-    library: Annotated[str, typer.Option(help="torch or onednn: multiplies float32 on a CPU.")] = "torch",
+    methods: Annotated[
+        list[str] | None, typer.Argument(help="The methods to measure. Default: all of the paper's cost figure.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The backbone, as in `fewtune fit`.")] = "timm:vit_base_patch16_224",
+    batch: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    image_size: Annotated[int | None, typer.Option(help="Image size in pixels. Default: the model's own.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Load real weights. Times do not need them.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="How often each method is measured; times are medians.")] = 10,
+    threads: Annotated[int, typer.Option(help="CPU threads to use.")] = 1,
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
+    library: Annotated[str, typer.Option(help="What multiplies float32 matrices on a CPU: torch or onednn.")] = "torch",
     as_json: AsJson = False,
 ) -> None:
-    """Time and memory of training and inference, all methods side by side: the paper's cost figure."""
+    """Measure time and memory of training and inference, all methods side by side (the paper's cost figure)."""
     from fewtune.bench.cost import PAPER, Setting, measure
     from fewtune.cli.output import print_json, print_table
     from fewtune.progress import size

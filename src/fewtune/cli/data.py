@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from fewtune.data.catalog import Declaration
     from fewtune.data.listing import Counts
 
-app = typer.Typer(help="The published data sets: what they are, how to get them, whether they are whole.")
+app = typer.Typer(help="List, download and check data sets, and your own images.")
 
 Key = Annotated[str, typer.Argument(help="The data set's key, as `fewtune data list` shows it.")]
-Root = Annotated[Path, typer.Option("--data", help="The folder that holds the data set's folder, or is it.")]
+Root = Annotated[Path, typer.Option("--data", help="The folder of the data set, or the folder that holds it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """All data sets with their classes and images."""
+    """List all data sets with their numbers of classes and images."""
     from fewtune.cli.output import print_json, print_table
     from fewtune.data.catalog import DECLARATIONS
 
@@ -38,7 +38,7 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command("info")
 def info(key: Key, as_json: AsJson = False) -> None:
-    """What a data set is, its licence, and how to get it."""
+    """Show what a data set is, its licence, and how to get it."""
     from fewtune.cli.output import print_json
     from fewtune.data.catalog import declaration
 
@@ -54,9 +54,9 @@ def info(key: Key, as_json: AsJson = False) -> None:
 def shard(
     data: Annotated[str, typer.Argument(help="Class folders, a CSV file or a data set's name.")],
     out: Annotated[Path, typer.Option(help="The folder for the shards.")],
-    images: Annotated[int, typer.Option(min=1, help="Of each shard.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, help="How many images each shard holds.")] = 1000,
 ) -> None:
-    """Write a data set as WebDataset's shards, tar files, from which `data=wds:FOLDER` trains to the same numbers."""
+    """Write a data set as WebDataset shards. Training on them (`data=wds:FOLDER`) gives the same numbers."""
     from fewtune.data import load_data
     from fewtune.data.shards import write_shards
 
@@ -69,16 +69,20 @@ def shard(
 @app.command("check")
 def check(
     key: Annotated[str, typer.Argument(help="A data set's key, or a folder or CSV file of your own.")],
-    root: Annotated[Path | None, typer.Option("--data", help="Of a key: the folder that holds its folder.")] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="Open so many images of each split, not all.")] = None,
-    duplicates: Annotated[bool, typer.Option(help="Look for test images among the training images.")] = True,
-    counts: Annotated[
-        str | None, typer.Option(help="Expect these, where a part is at hand: train=80,val=20,test=50.")
+    root: Annotated[
+        Path | None, typer.Option("--data", help="For a data set's key: the folder that holds its folder.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Expect so many classes, likewise.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Open only this many images of each split.")] = None,
+    duplicates: Annotated[bool, typer.Option(help="Look for test images that are also training images.")] = True,
+    counts: Annotated[
+        str | None, typer.Option(help="How many images to expect, if you have only a part: train=80,val=20,test=50.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="How many classes to expect, if you have only a part.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare files, labels and counts with what was published, or check a folder; exit status 2 on faults."""
+    """Check a folder of images, or a published data set against its description. The exit status is 2 on faults."""
     from fewtune.cli.output import print_json
     from fewtune.data.catalog import declaration
     from fewtune.data.check import check as check_published
@@ -112,7 +116,7 @@ def check(
 
 @app.command("prepare")
 def prepare(key: Key, root: Root) -> None:
-    """Download or unpack a data set where that is possible; else say what to fetch, and exit with status 2."""
+    """Download or unpack a data set. If that is not possible, say what to fetch by hand and exit with status 2."""
     import logging
 
     from fewtune.data.catalog import declaration

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Look at a task file, apply it to a checkpoint, take it out again.", no_args_is_help=False)
+app = typer.Typer(
+    help="Look into task files, apply them to checkpoints, take them out, compare and combine them.",
+    no_args_is_help=False,
+)
 
 TaskFile = Annotated[Path, typer.Argument(help="The task file, or hf://org/name[@revision].")]
 Out = Annotated[Path, typer.Option(help="The file to write (.safetensors).")]
@@ -16,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 @app.command("inspect")
 def inspect(file: TaskFile, as_json: AsJson = False) -> None:
-    """Print what a task file holds: its backbone, classes, settings, and the changes of every layer."""
+    """Show what a task file holds: its backbone, classes, settings, and the changes of every layer."""
     from fewtune.cli.output import print_json
     from fewtune.delta import Delta
     from fewtune.hub import resolve
@@ -45,7 +48,7 @@ def inspect(file: TaskFile, as_json: AsJson = False) -> None:
 
 @app.command("export")
 def export(file: TaskFile, out: Out, as_json: AsJson = False) -> None:
-    """Write the tuned model as a plain checkpoint, which timm (or its own library) loads strictly."""
+    """Write the weights of the tuned model as a plain checkpoint that timm (or its own library) loads."""
     import logging
 
     from fewtune.cli.output import print_json
@@ -67,7 +70,7 @@ def export(file: TaskFile, out: Out, as_json: AsJson = False) -> None:
 def apply(
     file: TaskFile, checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the backbone.")], out: Out
 ) -> None:
-    """Write a checkpoint with the task in it from one without; refused where it is of another backbone."""
+    """Write a task into a checkpoint of its backbone. A checkpoint of another backbone is refused."""
     from fewtune.classification.checkpoints import apply_to_checkpoint
 
     _must_be_safetensors(out)
@@ -80,9 +83,11 @@ def revert(
     file: TaskFile,
     tuned: Annotated[Path, typer.Argument(help="A checkpoint with the task in it.")],
     out: Out,
-    backbone: Annotated[Path | None, typer.Option(help="The backbone's checkpoint; left out, it is loaded.")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="The backbone's checkpoint. Default: it is loaded by its name.")
+    ] = None,
 ) -> None:
-    """Write the backbone again from a checkpoint with the task in it; the overwritten values come from the backbone."""
+    """Take a task out of a checkpoint. The original values come from the backbone."""
     import logging
 
     from fewtune.classification.checkpoints import revert_checkpoint
@@ -94,7 +99,7 @@ def revert(
 
 @app.command("diff")
 def diff(first: TaskFile, second: TaskFile, as_json: AsJson = False) -> None:
-    """Compare two tasks of one backbone: connections that both changed, and by how much they differ there."""
+    """Compare two tasks of one backbone: which connections both changed, and by how much they differ there."""
     from fewtune.cli.output import print_json, print_table
     from fewtune.delta import load_delta
 
@@ -113,12 +118,15 @@ def diff(first: TaskFile, second: TaskFile, as_json: AsJson = False) -> None:
 
 
 Files = Annotated[list[Path], typer.Argument(help="Two or more task files of one backbone.")]
-HeadOf = Annotated[Path | None, typer.Option(help="Whose head and classes; left out, the mean of the same classes.")]
+HeadOf = Annotated[
+    Path | None,
+    typer.Option(help="The file whose head and classes to take. Without it, heads of the same classes are averaged."),
+]
 
 
 @app.command("add")
 def add(files: Files, out: Out, head_of: HeadOf = None, as_json: AsJson = False) -> None:
-    """Write the sum of what some tasks changed as a new task file, and tell where they meet."""
+    """Add up the changes of several tasks into a new task file, and say how many connections they share."""
     from fewtune.delta.arithmetic import add as how
 
     _combine(how, files, out, head_of, as_json)
@@ -126,7 +134,7 @@ def add(files: Files, out: Out, head_of: HeadOf = None, as_json: AsJson = False)
 
 @app.command("average")
 def average(files: Files, out: Out, head_of: HeadOf = None, as_json: AsJson = False) -> None:
-    """Write the mean of what some tasks changed as a new task file, and tell where they meet."""
+    """Average the changes of several tasks into a new task file, and say how many connections they share."""
     from fewtune.delta.arithmetic import average as how
 
     _combine(how, files, out, head_of, as_json)
@@ -134,7 +142,7 @@ def average(files: Files, out: Out, head_of: HeadOf = None, as_json: AsJson = Fa
 
 @app.command("flatten")
 def flatten(file: TaskFile, out: Out) -> None:
-    """Write a task that stands on a shared part as one file, which stands on the plain backbone."""
+    """Make one file of a task and the shared part that it needs (see fit-many)."""
     import logging
 
     from fewtune.classification.combine import flatten_file

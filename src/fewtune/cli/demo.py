@@ -9,11 +9,11 @@ import typer
 
 
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="Full fine-tuning too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Compare with full fine-tuning too.")] = False,
     out: Annotated[Path, typer.Option(help="Where the runs are written.")] = Path("runs/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:
-    """Select, fine-tune, evaluate and apply a task file, beside a linear probe and random connections."""
+    """Show the whole way on real images: GPS beside a linear probe and random connections."""
     from fewtune.cli.output import print_json, print_table
     from fewtune.demo import DATA, MODEL, run
     from fewtune.metrics import percent

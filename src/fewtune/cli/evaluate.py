@@ -11,37 +11,47 @@ import typer
 def evaluate(
     delta: Annotated[Path | None, typer.Option(help="The task file, or hf://org/name[@revision].")] = None,
     model: Annotated[
-        str | None, typer.Option(help="In place of a task file: a pretrained segmenter as it is (zero-shot).")
+        str | None, typer.Option(help="A pretrained segmenter to score untuned (zero-shot), in place of a task file.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Of --model, in pixels; left out, its own.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Of a --model that is a file, as in `fewtune fit`.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Image size for --model in pixels. Default: the model's own.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a --model that is a file, as in `fewtune fit`.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Labelled images, as in `fewtune fit`.")] = None,
-    split: Annotated[str, typer.Option(help="test, val, train or all")] = "test",
+    split: Annotated[str, typer.Option(help="Which images to score: test, val, train or all")] = "test",
     predictions: Annotated[
         Path | None, typer.Option(help="Write every image's probabilities (or measures) to this CSV file.")
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Of masks: write image, truth, prediction and errors, worst first (PNG).")
+        Path | None, typer.Option(help="For masks: write image, truth, prediction and errors to this PNG, worst first.")
     ] = None,
-    sheet_images: Annotated[int, typer.Option(min=1, help="Rows of that sheet.")] = 12,
+    sheet_images: Annotated[int, typer.Option(min=1, help="How many images the sheet shows.")] = 12,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two files of predictions on the same images.")
+        tuple[Path, Path] | None, typer.Option(help="Compare two files of predictions on the same images.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the splits; left out, as the task file records.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits. Default: as the task file records.")] = None,
     test_fraction: Annotated[
-        float | None, typer.Option(help="Part that is split off for the test; left out, as the task file records.")
+        float | None, typer.Option(help="Part that is set aside for the test. Default: as the task file records.")
     ] = None,
     include_training: Annotated[
         bool, typer.Option("--include-training", help="Score images that were trained on too, and report them apart.")
     ] = False,
-    limit_test: Annotated[int | None, typer.Option(help="At most so many test images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Left out: 32, and 1 for masks.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; left out: as pays.")] = None,
-    accelerator: str = "auto",
+    limit_test: Annotated[int | None, typer.Option(help="Score at most this many test images.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in a batch. Default: 32, and 1 for masks.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode images. Default: as many as are useful.")
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
-    """Accuracy with its interval, per-class figures, confusion matrix and calibration; of a segmentation task, six
-    measures of masks with intervals."""
+    """Score a task on labelled images: accuracy with its interval, figures of each class, and calibration.
+
+    For a segmentation task it computes six measures of masks, with their intervals.
+    """
     import logging
 
     from fewtune import tasks

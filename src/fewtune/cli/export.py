@@ -10,15 +10,22 @@ import typer
 
 def export(
     task: Annotated[Path, typer.Argument(help="The task file.")],
-    to: Annotated[str, typer.Option(help="checkpoint (a folder for timm or transformers), onnx or torch-export")],
-    out: Annotated[Path, typer.Option(help="The folder, or the file (.onnx, .pt2).")],
-    int8: Annotated[bool, typer.Option("--int8", help="Of onnx: 8-bit weights.")] = False,
-    data: Annotated[str | None, typer.Option(help="With --int8: labelled images; accuracy before and after.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the splits, where the data is split here.")] = 0,
-    test_fraction: Annotated[float | None, typer.Option(help="As when the task was trained.")] = None,
+    to: Annotated[
+        str, typer.Option(help="What to write: checkpoint (a folder for timm or transformers), onnx or torch-export")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder or the file to write (.onnx, .pt2).")],
+    int8: Annotated[bool, typer.Option("--int8", help="Write 8-bit weights (with --to onnx).")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="With --int8: labelled images, to quantise convolutions too and to compare the accuracy."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the splits, if --data has no test images of its own.")] = 0,
+    test_fraction: Annotated[
+        float | None, typer.Option(help="Part of --data that was set aside for the test in training.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Write the tuned model for timm, transformers, onnxruntime or torch, checked against the task's predictions."""
+    """Write the tuned model for timm, transformers, onnxruntime or torch, and check that it predicts the same."""
     import logging
 
     from fewtune.cli.output import print_json

@@ -17,18 +17,23 @@ def fit(
         list[str] | None,
         typer.Argument(help="Recipes, YAML files, and key=value settings such as lr=1e-3 k=2 epochs=30."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="timm:NAME, hf:ID, torchvision:NAME, file:PATH, demo:NAME")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Class folders, a CSV file, a data set's name; the folder of a recipe's data")
+    model: Annotated[
+        str | None, typer.Option(help="The backbone: timm:NAME, hf:ID, torchvision:NAME, file:PATH or demo:NAME")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; left out, runs/DATA-METHOD")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in the folder.")] = False,
-    search: Annotated[bool, typer.Option("--search", help="First choose lr and k on validation images.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The images: a folder of class folders, a CSV file, or a data set's name"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/DATA-METHOD")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped, after its last finished epoch.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
+    search: Annotated[bool, typer.Option("--search", help="First search for lr and k on validation images.")] = False,
     time: Annotated[str | None, typer.Option(help="How long --search goes on: 90s, 20min or 1.5h")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Select, train, test once, and write a run folder with the task file."""
+    """Fine-tune a model on your images: select connections, train them, test once, and write the task file."""
     import logging
 
     from fewtune.recipes import read, run_name

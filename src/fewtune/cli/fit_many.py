@@ -13,10 +13,12 @@ def fit_many(
     settings: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as share=0.25, k=4 or tasks.NAME.data=FOLDER")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder; left out, runs/ and the name of the file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the runs. Default: runs/ and the name of the file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Train a shared part on all tasks together, then each task's own part; ends with status 1 where one failed."""
+    """Train a part that several tasks share, then each task's own part. The exit status is 1 if one failed."""
     from fewtune.cli.output import print_json, print_table
     from fewtune.sharing import fit_many as run
     from fewtune.sharing import read_tasks

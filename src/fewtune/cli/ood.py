@@ -11,13 +11,15 @@ import typer
 def ood(
     delta: Annotated[Path, typer.Option(help="The task file; it must be of ImageNet-1k.")],
     data: Annotated[Path, typer.Option(help="The folder that holds imagenet-a/, imagenet-r/, imagenet-c/.")],
-    sets: Annotated[list[str] | None, typer.Argument(help="imagenet-a, imagenet-r, imagenet-c; left out, all.")] = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    accelerator: str = "auto",
+    sets: Annotated[
+        list[str] | None, typer.Argument(help="Which sets: imagenet-a, imagenet-r, imagenet-c. Default: all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
 ) -> None:
-    """Accuracy on natural adversarial images (-A), renditions (-R) and corruptions (-C, with mCE)."""
+    """Score a task of ImageNet-1k on ImageNet-A (natural adversarial), -R (renditions), -C (corruptions, mCE)."""
     import logging
 
     from fewtune.classification.ood import score_task

@@ -13,21 +13,31 @@ TABLES = (".csv", ".json")
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders that hold images.")],
     delta: Annotated[Path | None, typer.Option(help="The task file, or hf://org/name[@revision].")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="A folder of task files of one backbone: all of them.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="With --tasks; left out, the task files name it.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write here (.csv or .json) and not to stdout; for masks: their folder.")
+    tasks: Annotated[
+        Path | None, typer.Option(help="A folder of task files of one backbone. All of them predict.")
     ] = None,
-    overlays: Annotated[bool, typer.Option(help="For masks: also each image with its object tinted.")] = True,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Left out: 32, and 1 for masks.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; left out: as pays.")] = None,
-    accelerator: str = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Predict nothing where one image cannot be read.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON and not CSV.")] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="With --tasks: the backbone. Default: the one that the task files name.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file (.csv or .json) instead of stdout. For masks: their folder.")
+    ] = None,
+    overlays: Annotated[bool, typer.Option(help="For masks: also write each image with its object tinted.")] = True,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in a batch. Default: 32, and 1 for masks.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode images. Default: as many as are useful.")
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop if one image cannot be read, and predict nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of CSV.")] = False,
 ) -> None:
-    """Prediction and probabilities of every image, as CSV or JSON; of a segmentation task, masks as PNG.
+    """Predict the class of every image, with probabilities, as CSV or JSON. A segmentation task writes masks as PNG.
 
-    The row of an image that cannot be read says why in the column `error`, and the exit status is 1.
+    If an image cannot be read, its row says why in the column `error`, and the exit status is 1.
     """
     import json
     import logging

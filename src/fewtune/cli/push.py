@@ -10,9 +10,11 @@ import typer
 
 def push(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    repository: Annotated[str, typer.Argument(help="org/name; it is made where it does not exist.")],
+    repository: Annotated[
+        str, typer.Argument(help="org/name on the Hugging Face hub. If it does not exist, it is made.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="The branch to commit to; left out, the main one.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to. Default: main.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Publish the task file with a model card made from the run, by your own token (`hf auth login`, or HF_TOKEN).

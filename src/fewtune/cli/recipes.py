@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Recipes for every row of the paper's tables; `fewtune fit RECIPE --data ROOT` runs one.")
+app = typer.Typer(help="List and show the recipes of the paper's tables. `fewtune fit RECIPE --data ROOT` runs one.")
 
 
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """All recipes with the paper's figures."""
+    """List all recipes with the paper's results."""
     from fewtune.cli.output import print_json, print_table
     from fewtune.recipes.table import ROWS
 
@@ -28,7 +28,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")
 
 @app.command("show")
 def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
-    """A recipe's file as it stands: command, checkpoint, figures, settings."""
+    """Show a recipe: its command, checkpoint, results of the paper, and settings."""
     from fewtune.recipes import recipe_file
 
     print(recipe_file(recipe).read_text(encoding="utf-8"), end="")

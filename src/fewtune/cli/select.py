@@ -10,14 +10,14 @@ import typer
 
 def select(
     settings: Annotated[list[str] | None, typer.Argument(help="Recipes, YAML files and key=value settings.")] = None,
-    model: Annotated[str | None, typer.Option(help="As in `fewtune fit`.")] = None,
-    data: Annotated[str | None, typer.Option(help="As in `fewtune fit`.")] = None,
-    out: Annotated[Path, typer.Option(help="The selection's file.")] = Path("selection.safetensors"),
+    model: Annotated[str | None, typer.Option(help="The backbone, as in `fewtune fit`.")] = None,
+    data: Annotated[str | None, typer.Option(help="The images, as in `fewtune fit`.")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("selection.safetensors"),
     as_json: Annotated[bool, typer.Option("--json", help="Print what was selected as JSON.")] = False,
 ) -> None:
-    """Score all connections, choose, save the selection and print where it lies.
+    """Score and select connections without training them, save the selection, and show where it lies.
 
-    `fewtune fit selection=FILE` trains it.
+    `fewtune fit selection=FILE` trains it later.
     """
     from fewtune.cli.output import print_json
     from fewtune.recipes import read

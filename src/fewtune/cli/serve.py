@@ -11,29 +11,42 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(
-    tasks: Annotated[Path, typer.Option(help="The folder of task files; it is followed while the service runs.")],
-    backbone: Annotated[str | None, typer.Option(help="Left out, the task files name it.")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen at; this machine only unless told otherwise.")] = (
+    tasks: Annotated[Path, typer.Option(help="The folder of task files. It is watched while the service runs.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="The backbone. Default: the one that the task files name.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen at. Only this machine reaches the default.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(envvar="FEWTUNE_SERVE_TOKEN", help="Who sends it may add and remove tasks; left out: nobody."),
+        typer.Option(
+            envvar="FEWTUNE_SERVE_TOKEN",
+            help="A secret. Clients that send it may add and remove tasks; without one, nobody may.",
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass, at most.")] = 16,
-    wait_ms: Annotated[float, typer.Option(min=0, help="How long an image waits for others to share its pass.")] = 5,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; more are answered 503.")] = 64,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="Of a request's body.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image.")] = 50,
-    accelerator: str = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="The most images in one forward pass.")] = 16,
+    wait_ms: Annotated[
+        float, typer.Option(min=0, help="How long an image waits for others to share its forward pass, in ms.")
+    ] = 5,
+    queue: Annotated[
+        int, typer.Option(min=1, help="How many images may wait. Further ones are answered with 503.")
+    ] = 64,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="The largest request, in MB.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="The largest image, in megapixels.")] = 50,
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
     ray: Annotated[
-        bool, typer.Option("--ray", help="On a Ray cluster: that of RAY_ADDRESS, or of this machine.")
+        bool, typer.Option("--ray", help="Serve on a Ray cluster: that of RAY_ADDRESS, or one on this machine.")
     ] = False,
-    replicas: Annotated[str, typer.Option(help="With --ray: how many, such as 2, or 1:8 as requests come.")] = "1",
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: of each replica; 0.5 puts two on one.")] = 0,
+    replicas: Annotated[
+        str, typer.Option(help="With --ray: how many replicas, such as 2, or 1:8 for as many as the requests need.")
+    ] = "1",
+    gpus: Annotated[
+        float, typer.Option(min=0, help="With --ray: GPUs of each replica. 0.5 puts two replicas on one.")
+    ] = 0,
 ) -> None:
-    """Serve all tasks of a folder on one backbone: POST an image to /tasks/NAME/predict, or open / in a browser."""
+    """Answer for all tasks of a folder over HTTP: POST an image to /tasks/NAME/predict, or open / in a browser."""
     import logging
 
     from fewtune.serving.limits import Limits

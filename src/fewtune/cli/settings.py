@@ -10,11 +10,11 @@ from typer.core import TyperCommand
 
 def settings(
     words: Annotated[
-        list[str] | None, typer.Argument(help="Show only settings whose name or meaning has one of these words.")
+        list[str] | None, typer.Argument(help="Show only settings whose name or meaning contains one of these words.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Every setting of `fewtune fit`, of recipes and of YAML files: kind, default, meaning."""
+    """List the settings of `fewtune fit` and of recipes, with their defaults and meanings."""
     from fewtune.cli.output import print_json
     from fewtune.errors import ConfigError
     from fewtune.recipes.settings import settings as all_settings

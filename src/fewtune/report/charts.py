@@ -25,6 +25,8 @@ COLOURS = ("#2f7ed8", "#d9622b", "#2a9d5c", "#a05ac8", "#c2950c", "#c83f6d", "#3
 SHAPES = "os^DvPX*"
 """Of the marks of classes, beside their colours."""
 OTHERS = "other classes"
+FEW_IN_BIN = 5
+"""Images of a bin under which their share of right ones is no figure."""
 
 
 def losses(histories: Mapping[str, History]) -> str:
@@ -64,14 +66,17 @@ def _epochs(history: History) -> list[int]:
 
 
 def reliability(confidence: np.ndarray, hit: np.ndarray, bins: int = 10) -> str:
-    """Share of right predictions against their stated probability; how many images stand in a bin is drawn below."""
+    """Share of right predictions against their stated probability; how many images stand in a bin is drawn below.
+
+    A bin of fewer than `FEW_IN_BIN` images has no point: its share says nothing.
+    """
     figure, (axes, counts) = _figure(2, 1, (4.4, 3.8), heights=(3, 1))
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.digitize(confidence, edges[1:-1]), 0, bins - 1)
     number = np.bincount(place, minlength=bins)
-    filled = number > 0
-    stated = np.bincount(place, confidence, bins)[filled] / number[filled]
-    right = np.bincount(place, hit, bins)[filled] / number[filled]
+    enough = number >= min(FEW_IN_BIN, number.max())
+    stated = np.bincount(place, confidence, bins)[enough] / number[enough]
+    right = np.bincount(place, hit, bins)[enough] / number[enough]
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="as right as stated")
     axes.plot(stated, right, "o-", color=COLOURS[0], label="this model")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
@@ -79,22 +84,6 @@ def reliability(confidence: np.ndarray, hit: np.ndarray, bins: int = 10) -> str:
     counts.bar((edges[:-1] + edges[1:]) / 2, number, width=0.9 / bins, color=COLOURS[7])
     counts.set(xlim=(0, 1), xlabel="stated probability of the prediction", ylabel="images")
     return _svg(figure, "Share of right predictions against the stated probability")
-
-
-def bars(values: Mapping[str, float], unit: str, told: Mapping[str, str] | None = None) -> str:
-    """One horizontal bar a name, the first on top, with its value (or what `told` says) behind it."""
-    figure, (axes,) = _figure(1, 1, (6.4, 0.55 + 0.26 * len(values)))
-    names, numbers = list(values), list(values.values())
-    axes.barh(range(len(names)), numbers, color=COLOURS[0], height=0.68)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    most = max(numbers, default=0) or 1
-    for row, (name, number) in enumerate(values.items()):
-        text = (told or {}).get(name, f"{number:.3g}")
-        axes.text(number + 0.01 * most, row, text, va="center", fontsize=8, color=INK)
-    axes.set(xlim=(0, 1.25 * most), xlabel=unit)
-    axes.tick_params(axis="y", length=0)
-    return _svg(figure, f"{unit}, one bar for each of {len(values)} rows")
 
 
 def heat_map(counts: Sequence[Sequence[int]]) -> str:
@@ -133,31 +122,31 @@ def differences(intervals: Mapping[str, Interval], unit: str) -> str:
     return _svg(figure, f"{unit} with intervals, {len(intervals)} rows")
 
 
-def planes(layouts: Mapping[str, np.ndarray], labels: Sequence[str], wrong: np.ndarray, coloured: Sequence[str]) -> str:
-    """Positions [N, 2] of the same images side by side; a class is a colour and a shape, rings mark what is wrong.
+def plane(title: str, places: np.ndarray, labels: Sequence[str], coloured: Sequence[str], wrong: np.ndarray) -> str:
+    """Positions [N, 2] of images; a class is a colour and a shape, rings mark what is wrong.
 
     Args:
-        layouts: title -> positions; the last one has the rings.
+        title: above the chart.
+        places: where the images lie.
         labels: the class of every image.
-        wrong: bool [N].
         coloured: classes with a colour; all others are one grey.
+        wrong: bool [N]; none of them where no prediction is shown.
     """
-    figure, panels = _figure(1, len(layouts), (8.6, 4.6))
+    figure, (axes,) = _figure(1, 1, (4.6, 4.8))
     kinds = np.array([label if label in coloured else OTHERS for label in labels])
     colours = dict(zip(coloured, COLOURS, strict=False))
     if OTHERS in kinds:
         colours[OTHERS] = COLOURS[-1]
-    for axes, (title, places) in zip(panels, layouts.items(), strict=True):
-        for (name, colour), shape in zip(colours.items(), SHAPES, strict=False):
-            here = places[kinds == name]
-            axes.scatter(here[:, 0], here[:, 1], s=16, color=colour, marker=shape, linewidths=0, label=name)
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.spines[:].set_visible(True)
-    marked = places[wrong]
-    axes.scatter(marked[:, 0], marked[:, 1], s=60, facecolors="none", edgecolors=INK, linewidths=0.8, label="wrong")
-    handles, told = axes.get_legend_handles_labels()
-    figure.legend(handles, told, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
-    return _svg(figure, f"Features of {len(labels)} test images in the plane: {', '.join(layouts)}")
+    for (name, colour), shape in zip(colours.items(), SHAPES, strict=False):
+        here = places[kinds == name]
+        axes.scatter(here[:, 0], here[:, 1], s=16, color=colour, marker=shape, linewidths=0, label=name)
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+    if wrong.any():
+        marked = places[wrong]
+        axes.scatter(marked[:, 0], marked[:, 1], s=60, facecolors="none", edgecolors=INK, linewidths=0.8, label="wrong")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, f"Features of {len(labels)} test images in the plane: {title}")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], heights: Sequence[float] | None = None) -> tuple:

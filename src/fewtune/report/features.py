@@ -18,7 +18,6 @@ from fewtune.methods import load_task_file
 from fewtune.models import Backbone, backbone_from_description
 from fewtune.progress import shown
 from fewtune.report import charts
-from fewtune.report.pictures import data_of
 from fewtune.report.reading import Run
 from fewtune.training.loaders import image_loader, pick_device
 
@@ -34,12 +33,12 @@ PERPLEXITY = 30.0
 
 @dataclass(frozen=True)
 class Planes:
-    """A chart of two layouts, or why there is none.
+    """Two charts, before and after, or why there are none.
 
     alike: share of the images whose nearest other image is of their class, before and after.
     """
 
-    chart: str | None = None
+    charts: tuple[str, ...] = ()
     images: int = 0
     alike: tuple[float, float] = (0.0, 0.0)
     absent: str | None = None
@@ -50,7 +49,7 @@ def planes(run: Run) -> Planes:
     if len(run.rows) < FEWEST:
         return Planes(absent=f"They need at least {FEWEST} test images; this run had {len(run.rows)}.")
     try:
-        test = data_of(run).test
+        test = run.images.test
         if test is None or [row["file"] for row in run.rows] != list(test.names):
             return Planes(absent=f"They are not shown: {run.recipe['data']} holds other images than it did.")
         return _drawn(run, test)
@@ -76,12 +75,15 @@ def _drawn(run: Run, test: Split) -> Planes:
     after, _ = image_features(backbone.model, shown(loader, "features after", steps), backbone.head, device)
     perplexity = min(PERPLEXITY, (count - 1) / 3)
     wrong = np.array([run.rows[i]["label"] != run.rows[i]["prediction"] for i in chosen])
-    layouts = {
-        "before tuning": in_the_plane(before, perplexity=perplexity),
-        "after": in_the_plane(after, perplexity=perplexity),
-    }
-    chart = charts.planes(layouts, [names[label] for label in labels], wrong, _coloured(run))
-    return Planes(chart, count, (neighbours_alike(before, labels), neighbours_alike(after, labels)))
+    told, coloured = [names[label] for label in labels], _coloured(run)
+    drawn = [
+        charts.plane(title, in_the_plane(points, perplexity=perplexity), told, coloured, ringed)
+        for title, points, ringed in (
+            ("before tuning", before, np.zeros_like(wrong)),
+            ("after tuning", after, wrong),
+        )
+    ]
+    return Planes(tuple(drawn), count, (neighbours_alike(before, labels), neighbours_alike(after, labels)))
 
 
 def _affordable(backbone: Backbone, images: Split, device: torch.device) -> int:

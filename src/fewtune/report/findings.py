@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fewtune.metrics import Interval
 from fewtune.report.reading import Run
 
 OFF = 0.05
 """Calibration error, and fall of a class's recall, from which a sentence is worth its place."""
 FEW = 20
 """Test images of a class under which its recall is a guess."""
+WIDE = 0.08
+"""Width of an interval from which two settings can hardly be told apart."""
 
 
 def findings(run: Run) -> list[str]:
     """Sentences about a run, what costs most first."""
-    return [*_classes(run), *_masks(run), *_training(run), *_confidence(run)]
+    return [*_classes(run), *_masks(run), *_training(run), *_confidence(run), *_certainty(run)]
+
+
+def advice(runs: Sequence[Run], differences: Mapping[str, Interval]) -> Iterator[str]:
+    """What follows from a comparison: what to take where nothing can be told apart, and what one seed cannot say."""
+    if not differences:
+        return
+    if all(one.low <= 0 <= one.high for one in differences.values()):
+        least = min(runs, key=lambda run: run.metrics["trained"])
+        yield (
+            f"Take the cheapest: {least.name} trains the fewest parameters "
+            f"({least.metrics['percent_of_backbone']:.2f} % of the backbone). More test images may tell the runs apart."
+        )
+    if len({run.metrics["seed"] for run in runs}) == 1:
+        yield (
+            "All runs have the same seed, and another seed may order them differently. Before you decide, "
+            "repeat them with others (seed=1, seed=2), or let fewtune bench do so."
+        )
 
 
 def confusions(test: dict[str, Any], most: int = 10) -> list[dict[str, Any]]:
@@ -39,16 +59,25 @@ def _classes(run: Run) -> Iterator[str]:
         worst = pairs[0]
         yield (
             f"The most frequent mistake takes {worst['truth']} for {worst['prediction']}: {worst['images']} of "
-            f"{mistakes} mistakes. Look at those pictures first; images of these two classes help most."
+            f"{mistakes} mistakes. Look at those pictures first. If the labels are wrong, correct them; if they are "
+            "right, more images of these two classes help most."
         )
     columns = zip(test["recall"], test["class_names"], test["support"], strict=True)
     recall, name, n = min(row for row in columns if row[2])
     if recall < test["accuracy"]["value"] - 2 * OFF:
         few = f" It has {n} test images only, so this is a rough figure." if n < FEW else ""
-        yield f"{name} is recognised worst: {100 * recall:.0f} % of its images are right.{few}"
+        yield f"{name} is recognised worst: {100 * recall:.0f} % of its images are right.{few}{_rare(test, name)}"
     predicted = [sum(column) for column in zip(*test["confusion"], strict=True)]
     if never := [name for name, count in zip(test["class_names"], predicted, strict=True) if not count]:
         yield f"Never predicted: {', '.join(never[:5])}{' and others' if len(never) > 5 else ''}."
+
+
+def _rare(test: dict[str, Any], name: str) -> str:
+    """What to try where a class has less than half of the images that others have on average."""
+    support = dict(zip(test["class_names"], test["support"], strict=True))
+    return (
+        " It is rare: try class_weights=balanced." if 2 * support[name] < sum(support.values()) / len(support) else ""
+    )
 
 
 def _masks(run: Run) -> Iterator[str]:
@@ -67,11 +96,11 @@ def _training(run: Run) -> Iterator[str]:
     if kept is None or len(losses) < 3:
         return
     if kept == len(losses) - 1 and losses[-1] <= min(losses):
-        yield "The last epoch was the best, and its loss the lowest: more epochs are likely to help."
+        yield f"The last epoch was the best, and its loss the lowest: try more epochs (epochs={2 * len(losses)})."
     elif kept < len(losses) // 2:
         yield (
-            f"The best epoch was {kept + 1} of {len(losses)}; after it, validation got worse. A smaller learning rate, "
-            "fewer epochs, augmentation or more images may help."
+            f"The best epoch was {kept + 1} of {len(losses)}; after it, validation got worse. Try a smaller learning "
+            f"rate (lr={run.recipe['lr'] / 3:.1g}), augmentation (augment=flip or fgvc), or more images."
         )
 
 
@@ -85,3 +114,12 @@ def _confidence(run: Run) -> Iterator[str]:
         f"The model is {way}: it states {100 * stated.mean():.0f} % on average and is right in "
         f"{100 * hit.mean():.0f} %. Do not read its probabilities as they are."
     )
+
+
+def _certainty(run: Run) -> Iterator[str]:
+    value = run.metrics.get("test", {}).get(run.measure)
+    if value is not None and value["high"] - value["low"] > WIDE:
+        yield (
+            f"The interval is {100 * (value['high'] - value['low']):.0f} points wide. Compare settings on the same "
+            "test images (fewtune report RUN RUN); only more test images make it narrower."
+        )

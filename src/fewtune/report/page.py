@@ -16,7 +16,7 @@ from fewtune.kinds import DEFAULT
 from fewtune.metrics import Interval, paired_bootstrap
 from fewtune.progress import duration, size
 from fewtune.report import charts, features, kinds, where
-from fewtune.report.findings import confusions, findings
+from fewtune.report.findings import advice, confusions, findings
 from fewtune.report.pictures import Gallery, gallery
 from fewtune.report.reading import Run, read_runs
 from fewtune.training.run_folder import MAY_DIFFER
@@ -98,6 +98,7 @@ def several_runs(runs: Sequence[Run]) -> str:
         differences=pairs,
         forest=charts.differences(pairs, f"difference of {first.measure} in points") if pairs else None,
         refused=refused,
+        advice=advice(runs, pairs),
         curves=_curves(runs),
         classes=_class_by_class(runs),
         overlaps=_overlaps(runs),
@@ -233,16 +234,13 @@ def _places(run: Run) -> dict[str, Any] | None:
     selection = run.selection
     if selection is None or not selection.connections:
         return None
-    blocks, kinds = where.by_block(selection), where.by_kind(selection)
-    told = {
-        name: f"{part.connections:,} ({100 * part.share:.0f} %), {100 * part.touched:.0f} % of columns"
-        for name, part in {**blocks, **kinds}.items()
-    }
     return {
         "connections": selection.connections,
         "fraction": selection.fraction,
-        "blocks": charts.bars({name: part.connections for name, part in blocks.items()}, "connections", told),
-        "kinds": charts.bars({name: part.connections for name, part in kinds.items()}, "connections", told),
+        "tables": {
+            "By block, in the order of the model": where.by_block(selection),
+            "By kind of layer": where.by_kind(selection),
+        },
     }
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
-from fewtune.data import ImageData, load_data
 from fewtune.errors import FewtuneError
 from fewtune.report.reading import Run
 
@@ -49,27 +46,13 @@ def gallery(run: Run) -> Gallery:
         return Gallery(absent=f"The images are not shown: {' '.join(str(error).split())}.")
 
 
-def data_of(run: Run) -> ImageData:
-    """A classification run's images in the same splits as it had.
-
-    Raises:
-        DataError: the images are no longer there.
-    """
-    return load_data(run.recipe["data"], **_drawn_by(run.recipe), shots=run.recipe.get("shots"))
-
-
-def _drawn_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("seed", "val_fraction", "test_fraction", "limit_train", "limit_test")
-    return {key: recipe[key] for key in keys if key in recipe}
-
-
 def _mistakes(run: Run) -> Gallery:
     """Wrong predictions, the surest first; of any number of classes an image, those with the lowest F1 first."""
     truth, prediction = ("labels", "predictions") if run.multi_label else ("label", "prediction")
     wrong = [row for row in run.rows if row[truth] != row[prediction]]
     if not wrong:
         return Gallery(absent="Every test image is right.")
-    test = data_of(run).test
+    test = run.images.test
     place = {} if test is None else {name: index for index, name in enumerate(test.names)}
     if test is None or any(row["file"] not in place for row in wrong):
         return Gallery(absent=f"The images are not shown: {run.recipe['data']} holds other images than it did.")
@@ -103,7 +86,7 @@ def _of_masks(run: Run, worst: list[dict[str, str]], caption: str) -> Image.Imag
     from fewtune.segmentation.evaluate import draw_worst
     from fewtune.segmentation.loaded import load_tuned_segmenter
 
-    test = load_masks(run.recipe["data"], **_drawn_by(run.recipe)).test
+    test = load_masks(run.recipe["data"], **run.drawn_by).test
     if test is None or any(row["file"] not in test.names for row in worst):
         return None
     return draw_worst(load_tuned_segmenter(run.path / "delta.safetensors").segmenter, test, worst, caption)
@@ -117,7 +100,7 @@ def _of_class_masks(run: Run, worst: list[dict[str, str]], caption: str) -> Imag
 
     task = load(run.path / "delta.safetensors")
     known = {"ignore": run.recipe["ignore"], "names": task.delta.metadata["class_names"]}
-    test = load_class_masks(run.recipe["data"], **known, **_drawn_by(run.recipe)).test
+    test = load_class_masks(run.recipe["data"], **known, **run.drawn_by).test
     if not isinstance(test, ClassMaskSplit) or any(row["file"] not in test.names for row in worst):
         return None
     return draw_worst(task.segmenter, test, known["names"], worst, caption)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fewtune.data import ImageData, load_data
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.selection import Selection
 
@@ -70,6 +71,21 @@ class Run:
             return Selection.load(path) if path.exists() else None
         except FewtuneError:  # what another method found in the training images, such as SPT's plan
             return None
+
+    @property
+    def drawn_by(self) -> dict[str, Any]:
+        """The settings by which its images were split."""
+        keys = ("seed", "val_fraction", "test_fraction", "limit_train", "limit_test")
+        return {key: self.recipe[key] for key in keys if key in self.recipe}
+
+    @cached_property
+    def images(self) -> ImageData:
+        """A classification run's images in the same splits as it had; listed once.
+
+        Raises:
+            DataError: the images are no longer there.
+        """
+        return load_data(self.recipe["data"], **self.drawn_by, shots=self.recipe.get("shots"))
 
     def scores(self) -> dict[str, float]:
         """What each test image contributes to the measure: Dice, F1, or 1 where its class is right; by file name."""
