@@ -6,6 +6,7 @@ import os
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import myst_nb.core.render
 import typer.main
@@ -71,11 +72,19 @@ def joined_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 myst_nb.core.render.coalesce_streams = joined_streams
 
 
+def _with_whole_summaries(command: Any) -> None:
+    """Lists of commands with the first sentence of each, which would be cut after 45 characters."""
+    for one in getattr(command, "commands", {}).values():
+        one.short_help = (one.help or "").partition("\n")[0]
+        _with_whole_summaries(one)
+
+
 def write_command_line(_app: object) -> None:
     """docs/command-line.md from the commands themselves, so that it says what they say."""
     from fewtune.cli.app import app
 
     command = typer.main.get_command(app)
+    _with_whole_summaries(command)
     text = get_docs_for_click(obj=command, ctx=Context(command), name="fewtune", title="The command line")
     target = Path(__file__).with_name("command-line.md")
     if not target.exists() or target.read_text(encoding="utf-8") != text:
