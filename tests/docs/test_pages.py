@@ -108,13 +108,14 @@ def small_yaml(text: str) -> str:
     """A grid or a list of tasks, of tiny runs."""
     value = yaml.safe_load(small(text))
     if "share" in value:  # random weights depend on the number of classes, and these tasks need the same
-        torch.save(load_backbone("timm:test_vit", image_size=32, pretrained=False).model.state_dict(), "weights.pth")
+        begun = load_backbone("timm:test_vit", num_classes=2, image_size=32, pretrained=False)
+        torch.save(begun.model.state_dict(), "weights.pth")
         value["settings"] |= SMALL | {"model": "file:weights.pth", "arch": "timm:test_vit"}
         del value["settings"]["pretrained"]
     elif "tasks" in value:
-        value["settings"] = {**value.get("settings", {}), **SMALL}
-    for method in value.get("methods", {}).values():
-        method["choices"] = {key: values[:1] for key, values in method["choices"].items()}
+        value = {**value, "settings": {**value.get("settings", {}), **SMALL}, "choose_epochs": False}
+    for method in value.get("methods", {}).values():  # one value of each choice: nothing is chosen, so half of the runs
+        method |= {key: values[0] for key, values in method.pop("choices", {}).items()}
     return yaml.safe_dump(value)
 
 
