@@ -13,8 +13,9 @@ import pytest
 
 from browser import needs_browser, opened
 from fewtune.errors import ConfigError
-from fewtune.metrics import paired_bootstrap
+from fewtune.metrics import Interval, paired_bootstrap
 from fewtune.report import write_report
+from fewtune.report.findings import advice
 from fewtune.report.page import difference, result
 from fewtune.report.reading import read_run
 from fewtune.tasks import fit
@@ -98,6 +99,16 @@ def test_two_runs(runs: Runs, tmp_path: Path) -> None:
     settings = words[words.index("Settings that differ") :]
     assert "method" in settings
     assert "epochs" not in settings[: settings.index("To do it again")]
+
+
+def test_a_comparison_says_what_to_take(runs: Runs) -> None:
+    both = read_run(runs.gps), read_run(runs.bias)
+    same, better = Interval(0.01, -0.1, 0.12), Interval(0.2, 0.1, 0.3)
+    cheapest, seeds = advice(both, {"bias minus gps": same})
+    assert cheapest.startswith("Take the cheapest: bias trains the fewest parameters")
+    assert seeds.startswith("All runs have the same seed")
+    assert list(advice(both, {"bias minus gps": better})) == [seeds]
+    assert list(advice(both, {})) == []
 
 
 def test_other_images_are_not_compared(runs: Runs, tmp_path: Path) -> None:
