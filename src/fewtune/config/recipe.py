@@ -82,6 +82,14 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
         return self
 
     @model_validator(mode="after")
+    def _has_stages(self) -> Recipe:
+        if self.stages > 1 and METHODS[self.method].grow is None:
+            raise ValueError(f"stages: method={self.method} chooses no connections bit by bit; leave it out")
+        if self.stages > self.epochs:
+            raise ValueError(f"stages={self.stages}: each stage is an epoch at least, and there are {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
         rules = KINDS[self.task].rules
         if rules.augments is not None and self.augment not in rules.augments:

@@ -238,6 +238,8 @@ class Method:
     load: reads the file of what was prepared.
     check: refuses, before anything is written, what the settings ask for and cannot be.
     fit: how it is trained where not by epochs.
+    grow: what is trained from a stage on, given what was trained before and the number of the stage, from 1 on; for
+        methods that choose connections bit by bit (`stages=`). The run's model holds the tuned weights then.
     read: the modules of a task file from their settings and tensors, where the method adds modules.
     starts_plain: whether the attached model, before its first step, predicts what the plain one does.
     """
@@ -250,6 +252,7 @@ class Method:
     load: Callable[[Path], Prepared] | None = None
     check: Callable[[Run], None] | None = None
     fit: Fit | None = None
+    grow: Callable[[Run, Selection, int], Selection] | None = None
     read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Insertion] | None = None
     starts_plain: bool = True
 

@@ -7,6 +7,7 @@ loss on the training images (Eq. 1-2). The selected connections are trained thro
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -15,6 +16,7 @@ from fewtune.errors import SelectionError
 from fewtune.importance import Scores
 from fewtune.methods.base import Excluding, Method, Prepared, Run
 from fewtune.methods.criteria import CRITERIA, CriterionSettings, oracle_weights
+from fewtune.methods.gradual import next_part
 from fewtune.neurons import excluded
 from fewtune.selection import Selection, select
 from fewtune.tuning import Tuner, attach, column_rms
@@ -36,6 +38,10 @@ class Settings(CriterionSettings, Excluding):
         description="among what the best connections are chosen: each neuron's, a layer's, all of the network; "
         "columns: all neurons of a layer train the same k inputs",
     )
+    stages: int = Field(
+        1, gt=0, description="choose the budget in so many parts over the first half of training, each by the weights "
+        "as they are by then, none taken back",
+    )  # fmt: skip
     objective: str | None = Field(None, description="left out: supcon; of segmentation, always its own loss")
     units: Literal["weight", "input"] = Field(
         "weight", description="input: a connection is trained as its change times the rms of its input column, so that "
@@ -62,6 +68,17 @@ class Settings(CriterionSettings, Excluding):
         if budget is not None and info.data.get("k") is not None:
             raise ValueError("k and budget say the same thing twice; give one of them")
         return budget
+
+    @field_validator("stages")
+    @classmethod
+    def _can_be_chosen_bit_by_bit(cls, stages: int, info: ValidationInfo) -> int:
+        if stages > 1 and info.data.get("selection") is not None:
+            raise ValueError("a selection from a file is there from the beginning; leave stages or selection out")
+        if stages > 1 and info.data.get("granularity") == "columns":
+            raise ValueError("granularity=columns chooses whole columns at once; leave stages out")
+        if stages > 1 and info.data.get("importance") == "oracle":
+            raise ValueError("importance=oracle knows the end from the beginning; leave stages out")
+        return stages
 
     @property
     def per_neuron(self) -> float | None:
@@ -102,7 +119,13 @@ def _prepare(run: Run, scores: Scores | None) -> Selection:
     settings = run.settings(Settings)
     if settings.selection is not None:
         return _read(settings, settings.selection)
-    return choose(settings, score(run) if scores is None else scores)
+    scores = score(run) if scores is None else scores
+    return next_part(scores, partial(choose, settings), None, 1 / settings.stages)
+
+
+def _grow(run: Run, chosen: Selection, stage: int) -> Selection:
+    settings = run.settings(Settings)
+    return next_part(score(run), partial(choose, settings), chosen, (stage + 1) / settings.stages)
 
 
 def _read(settings: Settings, file: str) -> Selection:
@@ -132,4 +155,6 @@ def _check(run: Run) -> None:
         oracle_weights(run)
 
 
-GPS = Method("gps", _attach, Settings, score=score, prepare=_prepare, load=Selection.load, check=_check)
+GPS = Method(
+    "gps", _attach, Settings, score=score, prepare=_prepare, load=Selection.load, check=_check, grow=_grow
+)  # fmt: skip

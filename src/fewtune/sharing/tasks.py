@@ -101,6 +101,8 @@ def _check(many: ManyTasks, path: Path) -> None:
         raise ConfigError(f"{path}: fit-many trains on one device; leave devices and num_nodes out")
     if first.train_on != "train":
         raise ConfigError(f"{path}: the shared part's epoch is chosen on validation images; leave train_on out")
+    if first.granularity == "columns" or any(recipe.stages > 1 for recipe in recipes.values()):
+        raise ConfigError(f"{path}: a shared part is chosen at once and neuron by neuron; leave columns and stages out")
     if first.mixup or first.cutmix:
         raise ConfigError(f"{path}: mixup and cutmix would mix images of several tasks; leave them out")
     for name, recipe in recipes.items():

@@ -31,6 +31,7 @@ from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
 from fewtune.training.precision import offer
 from fewtune.training.run_folder import RunFolder, draw_curves
+from fewtune.training.stages import Stages, rewind
 from fewtune.training.trackers import check_tracker, results, tracked
 from fewtune.training.trainer import ProcessLost, SaveEpochs, build_trainer, is_main, lost_connection
 from fewtune.training.tuners import Share, begin, fit_at_once, make_tuner, method_of
@@ -188,7 +189,10 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     module = work.learner(lambda learner: make_tuner(work, folder, learner))
     every: list[Any] = [TensorBoardLogger(folder.path, name="tensorboard", version=""), *loggers]
     saving = SaveEpochs(folder.checkpoint, folder.history)
-    trainer = build_trainer(work.recipe, folder.path, callbacks=[saving, *callbacks], logger=every)
+    stages = [Stages(work, folder)] if work.recipe.stages > 1 else []
+    if stages:
+        rewind(folder)
+    trainer = build_trainer(work.recipe, folder.path, callbacks=[*stages, saving, *callbacks], logger=every)
     checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
     if checkpoint is None:
         begin(work, module)

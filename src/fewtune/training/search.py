@@ -24,6 +24,7 @@ from fewtune.methods import Tuner
 from fewtune.methods.base import Method, Prepared
 from fewtune.progress import counted, duration
 from fewtune.training.learner import Learner, NonFiniteLoss
+from fewtune.training.stages import Stages
 from fewtune.training.study import Space, Study
 from fewtune.training.trainer import build_trainer
 from fewtune.training.tuners import Share, begin, method_of, score
@@ -171,8 +172,9 @@ def _try(work: Work, study: Study, shared: Shared, started: float) -> None:
     short = work.renewed(_short(work.recipe, trial.params))
     module = short.learner(lambda learner: _tuner(short, learner, shared))
     begin(short, module)
+    stages = [Stages(short)] if short.recipe.stages > 1 else []
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(short.recipe, Path(folder), callbacks=[judge], quiet=True)
+        trainer = build_trainer(short.recipe, Path(folder), callbacks=[*stages, judge], quiet=True)
         try:
             trainer.fit(module)
             if trainer.interrupted:

@@ -289,6 +289,8 @@ def write_values(module: nn.Module, *, changed: bool = False) -> None:
             assert frozen is not None
             if changed or frozen.is_meta or sharded(values) or not tensor.holds(values, frozen):
                 _write(module, attribute)
+            else:  # written through another owner, as tied weights are; a second write in a forward pass is an error
+                module._fewtune.written[attribute] = Written.of(values)
 
 
 @torch.no_grad()
