@@ -1,13 +1,16 @@
-"""docs/evidence.md from the grids of this folder and the runs recorded in results/; nothing is trained.
+"""Pages of docs/ from the grids of this folder and the runs recorded in results/; nothing is trained.
 
-python benchmarks/studies/page.py
+python benchmarks/studies/page.py                   # docs/evidence.md, with the words of page.yaml
+python benchmarks/studies/page.py recipe-search     # docs/recipe-search.md, with the words of recipe-page.yaml
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -49,9 +52,36 @@ def verdict(claim: Claim, grid: Grid, cells: Cells) -> tuple[str, str, str]:
     return told(mean), f"{said} (could be seen: {100 * mean.seen:.1f})", "; ".join(by_task)
 
 
-def claims_table(claims: list[Claim], grid: Grid, cells: Cells) -> Iterator[str]:
+@dataclass(frozen=True)
+class Candidate:
+    """A change to GPS that was tried: the arm of that name in every grid that screens."""
+
+    text: str
+    method: str
+
+
+def candidates_table(words: Mapping[str, Any]) -> Iterator[str]:
+    """Candidate by candidate: what it brings beside GPS and beside random connections, on every backbone."""
+    grids = {title: read_grid(STUDIES / f"{name}.yaml") for name, title in words["screens"].items()}
+    measured = {title: collect(grid, NOWHERE) for title, grid in grids.items()}
+    columns = ("candidate", *(f"{title}, minus {base}" for title in grids for base in ("GPS", "random")), "beside GPS")
+    yield "| " + " | ".join(columns) + " |"
+    yield "|---" + "|---:" * (2 * len(grids)) + "|---|"
+    for candidate in (Candidate(**one) for one in words["candidates"]):
+        shown, said = [], []
+        for title, grid in grids.items():
+            cells, known = measured[title], candidate.method in grid.methods
+            pairs = [over_tasks(grid, cells, words[b], candidate.method) if known else None for b in ("base", "chance")]
+            shown += [told(pair) or "not measured yet" for pair in pairs]
+            if pairs[0] is not None:
+                better = "better" if pairs[0].value > 0 else "worse"
+                said.append(f"{better if pairs[0].told_apart else 'not told apart'} on {title}")
+        yield "| " + " | ".join((candidate.text, *shown, "; ".join(said))) + " |"
+
+
+def claims_table(claims: list[Claim], grid: Grid, cells: Cells, says: str = "the paper says") -> Iterator[str]:
     """Claim by claim."""
-    yield "| the paper says | mean over tasks, points | here | task by task |"
+    yield f"| {says} | mean over tasks, points | here | task by task |"
     yield "|---|---:|---|---|"
     for claim in claims:
         yield "| " + " | ".join((claim.text, *verdict(claim, grid, cells))) + " |"
@@ -88,19 +118,44 @@ def section(name: str, title: str, text: str) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page."""
-    text = yaml.safe_load((STUDIES / "page.yaml").read_text(encoding="utf-8"))
+    """docs/evidence.md."""
+    text = _words("page.yaml")
     claims = [Claim(**claim) for claim in text["claims"]]
     grid = read_grid(STUDIES / f"{text['claims_from']}.yaml")
     lines = [text["head"].rstrip(), "", "## Claims of the paper", "", text["claims_head"].strip(), ""]
     lines += [*claims_table(claims, grid, collect(grid, NOWHERE)), ""]
-    for part in text["sections"]:
-        lines += section(part["grid"], part["title"], part["text"])
+    lines += _sections(text)
     for name, caption in text["pictures"].items():
         if (DOCS / name).exists():
             lines += [f"![{caption}]({name})", "", caption, ""]
     return "\n".join([*lines, text["tail"].rstrip()]) + "\n"
 
 
+def recipe_search() -> str:
+    """docs/recipe-search.md."""
+    text = _words("recipe-page.yaml")
+    lines = [text["head"].rstrip(), "", "## Candidates", "", text["candidates_head"].strip(), ""]
+    lines += [*candidates_table(text), "", "## The recipe", ""]
+    grid = read_grid(STUDIES / f"{text['confirm']['grid']}.yaml")
+    claims = [Claim(**claim) for claim in text["confirm"]["claims"]]
+    lines += [*claims_table(claims, grid, collect(grid, NOWHERE), "claim"), ""]
+    return "\n".join([*lines, *_sections(text), text["tail"].rstrip()]).rstrip() + "\n"
+
+
+def _words(file: str) -> dict[str, Any]:
+    words: dict[str, Any] = yaml.safe_load((STUDIES / file).read_text(encoding="utf-8"))
+    return words
+
+
+def _sections(text: Mapping[str, Any]) -> Iterator[str]:
+    for part in text["sections"]:
+        yield from section(part["grid"], part["title"], part["text"])
+
+
+PAGES: dict[str, Callable[[], str]] = {"evidence": page, "recipe-search": recipe_search}
+
 if __name__ == "__main__":
-    (DOCS / "evidence.md").write_text(page(), encoding="utf-8")
+    name = sys.argv[1] if len(sys.argv) > 1 else "evidence"
+    if name not in PAGES:
+        sys.exit(f"expected one of {', '.join(PAGES)}, got {name!r}")
+    (DOCS / f"{name}.md").write_text(PAGES[name](), encoding="utf-8")
