@@ -234,6 +234,23 @@ def _scored(work: Any) -> Any:
     return image_loader(work.scored, work.recipe.batch_size, seed=work.recipe.seed, shuffle=True)
 
 
+@pytest.mark.parametrize("units", ["weight", "input"])
+def test_growing_moves_no_weight(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: str) -> None:
+    grow_now, grown = Stages._grow, []
+
+    def watched(self: Stages, trainer: Any, module: Learner, stage: int) -> None:
+        before = {name: tensor.clone() for name, tensor in module.tuner.plain_state_dict().items()}
+        grow_now(self, trainer, module, stage)
+        after = module.tuner.plain_state_dict()
+        grown.append(all(torch.equal(after[name], tensor) for name, tensor in before.items()))
+
+    monkeypatch.setattr(Stages, "_grow", watched)
+    recipe = tiny_recipe(images, k=2, stages=3, units=units, lr=1e-2, importance="magnitude")
+    result = fit(recipe, tmp_path / "run")
+    assert grown == [True, True]
+    assert evaluate(result.folder.delta, images).to_json()["accuracy"] == result.metrics["test"]["accuracy"]
+
+
 def test_one_stage_is_gps_to_the_bit(images: Path, tmp_path: Path) -> None:
     one, plain = (fit(tiny_recipe(images, **how), tmp_path / str(len(how))) for how in ({"stages": 1}, {}))
     first, second = (fewtune.load_delta(run.folder.delta) for run in (one, plain))

@@ -13,13 +13,13 @@ from fewtune.config import Recipe
 from fewtune.errors import ConfigError
 from fewtune.neurons import Places
 from fewtune.selection import Selection
-from fewtune.training.learner import Learner
+from fewtune.training.learner import Learner, kept_state
 from fewtune.training.run_folder import RunFolder
 from fewtune.training.trainer import SafeCheckpoints
 from fewtune.training.tuners import Share, method_of
 from fewtune.training.work import Work
 from fewtune.tuning import Tuner
-from fewtune.tuning.growing import grow, grow_optimizer, lifted_values
+from fewtune.tuning.growing import grow, grow_optimizer, lifted_state, lifted_values
 
 log = logging.getLogger("fewtune")
 PLACES = "fewtune_places"
@@ -67,13 +67,15 @@ class Stages(Callback):
         select = partial(method.grow, run, tuner.selection, stage)
         module.tuner, lift = grow(tuner, select, lambda larger: method.attach(run, self._filed(larger)))  # type: ignore[arg-type,return-value]
         grow_optimizer(trainer.optimizers[0], before, module.tuner, lift)
-        fresh = {name: parameter.detach() for name, parameter in module.tuner.named_parameters().items()}
+        fresh = kept_state(module.tuner.state_dict())
         if module.average is not None:
             averaged = dict(zip(before, module.average.values, strict=True))
-            module.average.values = list(lifted_values(averaged, fresh, lift).values())
-        on_cpu = {name: value.cpu().clone() for name, value in fresh.items()}
+            lifted = lifted_values(averaged, fresh["values"], lift)
+            module.average.values = [
+                value.to(p.device) for value, p in zip(lifted.values(), module.tuner.parameters(), strict=True)
+            ]
         for kept in {id(one["state"]): one["state"] for one in (module.best, module.start) if one}.values():
-            kept["values"] = lifted_values(kept["values"], on_cpu, lift)
+            kept |= lifted_state(kept, fresh, lift)
         connections = module.tuner.selection.connections
         log.info("stage %d of %d: %s connections", stage + 1, self.work.recipe.stages, f"{connections:,}")
 

@@ -48,6 +48,14 @@ def lifted_values(values: Mapping[str, Tensor], fresh: Mapping[str, Tensor], lif
     return {name: lift(name, values[name], new) if name in values else new for name, new in fresh.items()}
 
 
+def lifted_state(
+    state: Mapping[str, Mapping[str, Tensor]], fresh: Mapping[str, Mapping[str, Tensor]], lift: Lift
+) -> dict[str, Mapping[str, Tensor]]:
+    """What `Tuner.state_dict` gave of the smaller selection -> that of the larger; what is new is as in ``fresh``."""
+    of_connections = [group for group in ("values", "scales") if group in state]
+    return {**state, **{group: lifted_values(state[group], fresh[group], lift) for group in of_connections}}
+
+
 def grow(tuner: Tuner, select: Callable[[], Selection], attach: Callable[[Selection], Tuner]) -> tuple[Tuner, Lift]:
     """Detaches a tuner, attaches a larger selection in its place, and goes on with the values.
 
@@ -70,8 +78,7 @@ def grow(tuner: Tuner, select: Callable[[], Selection], attach: Callable[[Select
         larger = select()
     lift = lifting(before, larger)
     grown = attach(larger)
-    fresh = {name: parameter.detach() for name, parameter in grown.named_parameters().items()}
-    grown.load_state_dict({"values": lifted_values(state["values"], fresh, lift), "buffers": state["buffers"]})
+    grown.load_state_dict(lifted_state(state, grown.state_dict(), lift))
     return grown, lift
 
 
