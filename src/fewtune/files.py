@@ -18,6 +18,9 @@ from torch import Tensor
 
 from fewtune.errors import FewtuneError
 
+Json = dict[str, Any]
+"""A JSON object: plain values by name. Whoever reads one checks what it needs of it."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: a temporary file in the same folder, flushed to disk, then renamed."""
@@ -56,7 +59,7 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(Path(path), text.encode())
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write plain dicts, lists and numbers as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -66,12 +69,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows with the same keys as CSV."""
     write_text(path, csv_text(rows))
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows with the same keys as CSV; the first row's keys are the header."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
@@ -106,13 +109,13 @@ Kind = tuple[str, int]
 """What a file says that it is: its format and the version of it."""
 
 
-def write_versioned(path: Path, kind: Kind, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_versioned(path: Path, kind: Kind, header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors and a header of JSON values as a file that says its kind."""
     text = json.dumps({"format": kind[0], "version": kind[1], **header})
     write_tensors(path, tensors, {"fewtune": text})
 
 
-def read_versioned(path: Path, kind: Kind, error: type[FewtuneError]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_versioned(path: Path, kind: Kind, error: type[FewtuneError]) -> tuple[Json, dict[str, Tensor]]:
     """The header and the tensors of a file of `write_versioned`.
 
     Raises ``error``, in one line, where the file is missing, damaged, of another kind, or of a newer version.

@@ -35,10 +35,14 @@ class Deferred:
         return EntryPoint("", self.reference, "").load()
 
 
-def later(reference: str) -> Callable[..., Any]:
-    """A function of fewtune's own, by module and name ("fewtune.report:write_report"), imported when it is called."""
+def later(reference: str, **defaults: object) -> Callable[..., Any]:
+    """A function of fewtune's own, by module and name ("fewtune.report:write_report"), imported when it is called.
+
+    `defaults` are options that it is given where they are left out or None.
+    """
 
     def call(*args: Any, **options: Any) -> Any:
+        options |= {name: value for name, value in defaults.items() if options.get(name) is None}
         return cast("Callable[..., Any]", Deferred(reference).load())(*args, **options)
 
     return call

@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fewtune.config import Recipe
 from fewtune.errors import DataError, DeltaError, Progress
 from fewtune.hub import resolve
 from fewtune.kinds import DEFAULT, KINDS
 from fewtune.methods import load_task_file
+from fewtune.objectives import Objective
 from fewtune.plugins import Table
+from fewtune.training.images import Transform
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Described, Work
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
     from fewtune.training.fit import Result
 
 __all__ = [
@@ -51,16 +56,21 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     search: bool = False,
-    **more: Any,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    train_transform: Transform | None = None,
+    objective: Objective | None = None,
 ) -> Result:
     """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task.
 
-    ``more`` is what only Python can say: ``callbacks=`` and ``loggers=`` of Lightning, ``train_transform=``,
-    ``objective=``; see there.
+    The last four are what only Python can say; see there.
     """
     from fewtune.training.fit import fit as run
 
-    return run(recipe, out, prepare, resume=resume, overwrite=overwrite, search=search, **more)
+    return run(
+        recipe, out, prepare, resume=resume, overwrite=overwrite, search=search, callbacks=callbacks, loggers=loggers,
+        train_transform=train_transform, objective=objective,
+    )  # fmt: skip
 
 
 def task_of(delta: str | Path) -> Task:
@@ -72,13 +82,13 @@ def task_of(delta: str | Path) -> Task:
     return kind_of(load_task_file(delta).metadata, str(delta))
 
 
-def kind_of(metadata: Mapping[str, Any], called: str = "the task") -> Task:
+def kind_of(metadata: Mapping[str, object], called: str = "the task") -> Task:
     """The kind of task that a task file's metadata names.
 
     Raises:
         DeltaError: it is not known here.
     """
-    name = metadata.get("task", DEFAULT)
+    name = str(metadata.get("task", DEFAULT))
     if name not in TASKS:
         raise DeltaError(
             f"{called} is of the kind of task {name!r}, which is not known here; update fewtune, or install the "
@@ -135,7 +145,7 @@ class Predictor:
         self.loaded = load_task(delta, backbone=self.loaded.plain)
         self._kind = task_of(resolve(delta).path)
 
-    def predict(self, images: Iterable[str | Path], **options: Any) -> Rows:
+    def predict(self, images: Iterable[str | Path], **options: object) -> Rows:
         """One row for every image, by the present task; the options are those of `fewtune.tasks.predict`.
 
         Raises:
@@ -145,13 +155,13 @@ class Predictor:
         return self._kind.predict(self.loaded, images, **options)
 
 
-def evaluate(delta: str | Path, data: str, **options: Any) -> Evaluation:
+def evaluate(delta: str | Path, data: str, **options: object) -> Evaluation:
     """Test a task file of any kind; the options are those of `classification.evaluate` or `segmentation.evaluate`."""
     path = resolve(delta).path
     return task_of(path).evaluate(data, delta=path, **options)
 
 
-def predict(delta: str | Path, images: Iterable[str | Path], **options: Any) -> Rows:
+def predict(delta: str | Path, images: Iterable[str | Path], **options: object) -> Rows:
     """One row for every image, by a task file of any kind; masks are drawn into the folder `out`."""
     path = resolve(delta).path
     return task_of(path).predict(path, images, **options)

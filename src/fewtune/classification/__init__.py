@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewtune.kinds import Rules
 from fewtune.plugins import later
-from fewtune.training.task import Answer, Task, in_batches, splits_of
+from fewtune.training.task import Answer, Task, splits_of
 
 if TYPE_CHECKING:  # what is named below, so that the import contracts see it
     from fewtune.classification import evaluate, loaded, predict, work  # noqa: F401
@@ -35,8 +35,8 @@ CLASSIFICATION = Task(
     images=splits_of("fewtune.classification.work:data_of"),
     prepare=later("fewtune.classification.work:prepare"),
     load=later("fewtune.classification.loaded:load_classifier"),
-    evaluate=in_batches("fewtune.classification.evaluate:evaluate", BATCH),
-    predict=in_batches("fewtune.classification.predict:predict", BATCH),
+    evaluate=later("fewtune.classification.evaluate:evaluate", batch_size=BATCH),
+    predict=later("fewtune.classification.predict:predict", batch_size=BATCH),
     recognises=later("fewtune.classification.evaluate:recognises"),
     compare=later("fewtune.classification.evaluate:compare"),
     answer=_answer,

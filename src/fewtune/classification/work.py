@@ -26,6 +26,7 @@ from fewtune.methods.linear import probe_head
 from fewtune.metrics import paired_bootstrap, wilson
 from fewtune.models import Backbone, channels_last, check_name, load_backbone
 from fewtune.objectives import CrossEntropy, Objective, SupCon
+from fewtune.training.images import Images
 from fewtune.training.learner import Learner
 from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.memory import recompute_activations
@@ -50,8 +51,9 @@ class ImageWork(Work):
         usual = train_transform(self.recipe.augment, self.backbone)
         return self.data.train.with_transform(self.train_transform or usual)
 
-    def evaluated(self, split: Split) -> Split:
+    def evaluated(self, split: Images) -> Split:
         """Images of a split as they are evaluated."""
+        assert isinstance(split, Split)
         return split.with_transform(eval_transform(self.recipe.augment, self.backbone))
 
     def learner(self, attach: Callable[[Learner], Tuner]) -> Learner:
@@ -62,7 +64,7 @@ class ImageWork(Work):
     @property
     def scored(self) -> Split:
         """Training images in two views each, which the contrastive loss contrasts."""
-        transform = self.train_transform
+        transform: Any = self.train_transform
         return self.data.train.with_transform(TwoViews(transform) if transform else two_views(self.backbone))
 
     @property

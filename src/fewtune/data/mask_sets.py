@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from fewtune.data.masks import MaskData, MaskSplit
 from fewtune.data.sampling import complement
 from fewtune.data.split import refuse
 from fewtune.errors import DataError
+
+M = TypeVar("M", bound=MaskSplit)
 
 
 def load_masks(
@@ -98,7 +100,7 @@ def _masks_drawn(
     return data
 
 
-def limited_masks(split: MaskSplit, limit: int) -> MaskSplit:
+def limited_masks(split: M, limit: int) -> M:
     """The first images in the order of the SHA-256 of their stems."""
     return split.subset(_hash_order(split)[:limit])
 

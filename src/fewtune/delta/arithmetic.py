@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ class Combined:
     opposed: int
 
 
-def add(model: nn.Module, deltas: Sequence[Delta], head: Delta | None = None, **metadata: Any) -> Combined:
+def add(model: nn.Module, deltas: Sequence[Delta], head: Delta | None = None, **metadata: object) -> Combined:
     """The sum of what some tasks changed.
 
     Args:
@@ -53,13 +52,13 @@ def add(model: nn.Module, deltas: Sequence[Delta], head: Delta | None = None, **
     return _combined(model, deltas, 1.0, head, metadata)
 
 
-def average(model: nn.Module, deltas: Sequence[Delta], head: Delta | None = None, **metadata: Any) -> Combined:
+def average(model: nn.Module, deltas: Sequence[Delta], head: Delta | None = None, **metadata: object) -> Combined:
     """The mean of what some tasks changed; a connection that a task left as it was counts with no change. See `add`."""
     return _combined(model, deltas, 1 / max(1, len(deltas)), head, metadata)
 
 
 def _combined(
-    model: nn.Module, deltas: Sequence[Delta], weight: float, head: Delta | None, metadata: dict[str, Any]
+    model: nn.Module, deltas: Sequence[Delta], weight: float, head: Delta | None, metadata: dict[str, object]
 ) -> Combined:
     if len(deltas) < 2:
         raise DeltaError(f"got {len(deltas)} task; expected two or more to combine")

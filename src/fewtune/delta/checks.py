@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from torch import Tensor, nn
 
 from fewtune.delta.contents import Contents
 from fewtune.errors import DeltaError
+from fewtune.files import Json
 from fewtune.neurons import Role, require_floating
 
 
@@ -65,7 +65,7 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise DeltaError(f"{name} holds NaN or infinite values {where}")
 
 
-def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(metadata: Mapping[str, object]) -> Json:
     """A deep copy of what JSON keeps of it (tuples become lists).
 
     Raises:
@@ -74,7 +74,7 @@ def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
             raise TypeError("not a mapping from strings")
-        result: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+        result: Json = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise DeltaError(f"metadata must be JSON values by name: {error}") from error
     return result

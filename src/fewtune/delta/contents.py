@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewtune.delta.fingerprint import Fingerprint, fast_positions
+from fewtune.files import Json
 from fewtune.selection import Selection
 
 
@@ -23,7 +23,7 @@ class Contents:
     whole: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     fingerprint: Fingerprint
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
 
     def selection(self) -> Selection:
         """The selection that was tuned."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,10 @@ class Replaced(NamedTuple):
 class Said(NamedTuple):
     """Something that says the number of classes: what it said before, and what it says with the task."""
 
-    subject: Any
+    subject: object
     attribute: str
-    old: Any
-    new: Any
+    old: object
+    new: object
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,8 @@ class Resizing:
     def put_in(self) -> None:
         for holder, attribute, _, new in self._replaced():
             holder._parameters[attribute] = new
-        for subject, attribute, _, new in self.said:
-            setattr(subject, attribute, new)
+        for said in self.said:
+            setattr(said.subject, said.attribute, said.new)
 
     def stands_in(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether what was put in is still held where it was put (a model may be given another head meanwhile)."""
@@ -94,8 +94,8 @@ class Resizing:
                 old.data = old.data.to(present.device, present.dtype)
             old.requires_grad_(present.requires_grad)
             holder._parameters[attribute] = old
-        for subject, attribute, old, _ in self.said:
-            setattr(subject, attribute, old)
+        for said in self.said:
+            setattr(said.subject, said.attribute, said.old)
 
     def _replaced(self) -> Iterator[Replaced]:
         for places in self.parameters.values():

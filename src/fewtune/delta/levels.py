@@ -30,7 +30,7 @@ def stands_on(shared: Path) -> dict[str, dict[str, str]]:
     return {SHARED: {"file": shared.name, "sha256": sha256(shared)}}
 
 
-def shared_of(metadata: Mapping[str, Any], task: str | Path) -> Delta | None:
+def shared_of(metadata: Mapping[str, object], task: str | Path) -> Delta | None:
     """The shared part that a task's metadata names; None where the task stands on the backbone itself.
 
     It is looked for beside the task's file and one folder above.
@@ -106,7 +106,7 @@ def made(
     selection: Selection,
     tuned: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, object],
 ) -> Delta:
     """The delta that leads from a plain model to these tensors, of which only those places change that are selected.
 

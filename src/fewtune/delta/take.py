@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ def take(
     buffers: Mapping[str, Tensor] | None = None,
     buffers_before: Mapping[str, Tensor] | None = None,
     frozen: Mapping[str, Tensor] | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> Delta:
     """What a task changed.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 from safetensors import SafetensorError
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from fewtune.delta import Delta, load_delta
 from fewtune.errors import DeltaError, FewtuneError
+from fewtune.files import Json
 from fewtune.hub import resolve
 from fewtune.methods.adapter import ADAPTER, Adapter
 from fewtune.methods.base import Insertion, Method, Run, Settings, TaskFile, Tuner
@@ -94,7 +94,7 @@ def load_task_file(path: str | Path) -> Delta | MethodFile:
     return load_method_file(path) if kind == FORMAT else load_delta(path)
 
 
-def _modules(name: str, settings: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Insertion:
+def _modules(name: str, settings: Json, arrays: Mapping[str, Tensor]) -> Insertion:
     if name not in METHODS or (read := METHODS[name].read) is None:
         raise DeltaError(
             f"the task file is of the method {name!r}, which this fewtune does not know: update fewtune, or install "

@@ -8,8 +8,9 @@ ViT-B/16. VPT's code starts both matrices at zero, where their gradients vanish;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -44,9 +45,9 @@ class Bottleneck(nn.Module):
         return h + change.movedim(-1, self.axis)
 
 
-def adapted(module: nn.Module, inputs: Any, output: Any) -> Any:
+def adapted(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     """The forward hook: the branch's output through its adapter."""
-    adapter = getattr(module, ATTRIBUTE)
+    adapter: Callable[[Tensor], Tensor] = getattr(module, ATTRIBUTE)
     if isinstance(output, tuple):  # transformers' attention gives its weights beside its output
         return (adapter(output[0]), *output[1:])
     return adapter(output)

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from fewtune.files import Json
 from fewtune.importance import Scores
 from fewtune.kinds import KINDS, Rules
 from fewtune.objectives import Objective
 from fewtune.selection import Selection
 from fewtune.tuning import attach
+from fewtune.tuning.groups import ParamGroup
 
 State = Mapping[str, Mapping[str, Tensor]]
 """A tuner's compact state: tensors by name, in groups."""
@@ -33,7 +35,7 @@ class TaskFile(Protocol):
     """A task in the making, or as it was read: `fewtune.Delta`, or `MethodFile` where a method adds modules."""
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Json:
         """What its maker noted: JSON values by name."""
 
     @property
@@ -78,7 +80,7 @@ class Tuner(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """Exactly what is trained, for an optimiser."""
 
-    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[ParamGroup]:
         """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -96,7 +98,7 @@ class Tuner(Protocol):
     def merged_state_dict(self) -> dict[str, Tensor]:
         """The state of a plain model with the same outputs; TuningError where the method cannot be merged."""
 
-    def delta(self, metadata: Mapping[str, Any] | None = None) -> TaskFile:
+    def delta(self, metadata: Mapping[str, object] | None = None) -> TaskFile:
         """The task as a file in the making: ``tuner.delta(metadata).save(path)``."""
 
 
@@ -192,7 +194,7 @@ class Fitted:
     """What training in one go ends with: the tuner, what joins the run's metrics, and what was tried."""
 
     tuner: Tuner
-    validation: dict[str, Any]
+    validation: Json
     candidates: tuple[Candidate, ...] = ()
 
 
@@ -216,7 +218,7 @@ class Insertion(Protocol):
     def name(self) -> str:
         """The method's."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """All that is needed to make it again, able to go into JSON, but for the tensors."""
 
     def arrays(self) -> dict[str, Tensor]:
@@ -253,7 +255,7 @@ class Method:
     check: Callable[[Run], None] | None = None
     fit: Fit | None = None
     grow: Callable[[Run, Selection, int], Selection] | None = None
-    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Insertion] | None = None
+    read: Callable[[Json, Mapping[str, Tensor]], Insertion] | None = None
     starts_plain: bool = True
 
     def trains_by_epochs(self, task: str) -> bool:

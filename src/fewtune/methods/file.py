@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,14 +26,14 @@ from fewtune.delta.fingerprint import Covered, Fingerprint, fast_positions
 from fewtune.delta.format import write_file
 from fewtune.delta.head import Resizing
 from fewtune.errors import DeltaError
-from fewtune.files import read_versioned
+from fewtune.files import Json, read_versioned
 from fewtune.methods.base import Insertion, State, TaskFile, Tuner
 from fewtune.neurons import Anatomy, Role
 
 FORMAT = "fewtune-method"
 VERSION = 1
 GROUPS = ("added", "values", "buffers")
-Reader = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], Insertion]
+Reader = Callable[[str, Json, Mapping[str, Tensor]], Insertion]
 
 
 def known_by(tensors: Mapping[str, Tensor], anatomy: Anatomy, model: nn.Module) -> Fingerprint:
@@ -65,7 +64,7 @@ class MethodFile:
     shapes: Mapping[str, tuple[int, ...]]
     backbone_parameters: int
     fingerprint: Fingerprint
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -75,7 +74,7 @@ class MethodFile:
         anatomy: Anatomy,
         state: State,
         fingerprint: Fingerprint,
-        metadata: Mapping[str, Any],
+        metadata: Mapping[str, object],
     ) -> MethodFile:
         """From a tuner's parts.
 
@@ -247,7 +246,7 @@ def require_in_place(task: TaskFile, model: nn.Module) -> None:
         raise DeltaError("another task was put into this backbone since this one was loaded: load this one again")
 
 
-def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> str:
     """SHA-256 of all tensors and of the header without its checksum."""
     plain = {key: value for key, value in header.items() if key != "checksum"}
     total = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())

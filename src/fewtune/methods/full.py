@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from fewtune.errors import TuningError
 from fewtune.methods.base import Method, State
 from fewtune.neurons import Role, describe
 from fewtune.selection import Selection
-from fewtune.tuning.groups import param_groups
+from fewtune.tuning.groups import ParamGroup, param_groups
 
 
 class Full:
@@ -36,7 +35,7 @@ class Full:
         """Exactly what is trained."""
         return list(self.model.parameters())
 
-    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[ParamGroup]:
         """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
         return param_groups(self.named_parameters(), self.anatomy.named(Role.HEAD), lr, head_lr)
 
@@ -63,7 +62,7 @@ class Full:
     def sync(self) -> None:
         """Nothing to do: the trained parameters are the model's own."""
 
-    def delta(self, metadata: Mapping[str, Any] | None = None) -> Delta:
+    def delta(self, metadata: Mapping[str, object] | None = None) -> Delta:
         """The whole tuned model as a task file in the making."""
         original = self.original()
         before = {name: tensor.detach() for name, tensor in original.named_parameters()}

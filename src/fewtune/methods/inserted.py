@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fewtune.delta.checks import inventory
 from fewtune.errors import ModelError, SelectionError, TuningError
+from fewtune.files import Json
 from fewtune.methods.base import Insertion, Method, Prepared, Run, S, State
 from fewtune.methods.file import MethodFile, known_by
 from fewtune.models.backbone import seeded
 from fewtune.neurons import Anatomy, Role, describe, excluded
 from fewtune.selection import Selection
 from fewtune.tuning import attach
-from fewtune.tuning.groups import param_groups
+from fewtune.tuning.groups import ParamGroup, param_groups
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Modules(Insertion):
         """The plain tensors that change where the modules are worked into them; None: the method cannot be merged."""
         return None
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """The fields, able to go into JSON; without `exclude` where it is empty, as in files of fewtune 0.1.0."""
-        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        settings: Json = asdict(self)  # type: ignore[call-overload]
         if not settings.get("exclude", True):
             del settings["exclude"]
         return settings
@@ -102,7 +103,13 @@ def where_allowed(anatomy: Anatomy, exclude: tuple[str, ...], modules: Mapping[s
 
 
 def place(
-    owner: nn.Module, name: str, attribute: str, module: nn.Module, hook: Callable[..., Any], *, like: nn.Module
+    owner: nn.Module,
+    name: str,
+    attribute: str,
+    module: nn.Module,
+    hook: Callable[..., Tensor | tuple[Tensor, ...]],
+    *,
+    like: nn.Module,
 ) -> dict[str, nn.Module]:
     """Make `module` a child of `owner` (called `name`), on the device and in the dtype of `like`'s first parameter, and
     call `hook(owner, inputs, output)` after each forward pass of `owner`; {qualified name: module}.
@@ -185,7 +192,7 @@ class Inserted:
         """Exactly what is trained, for an optimiser."""
         return list(self.named_parameters().values())
 
-    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[ParamGroup]:
         """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
         return param_groups(self.named_parameters(), self.anatomy.named(Role.HEAD), lr, head_lr)
 
@@ -240,7 +247,7 @@ class Inserted:
             )
         return plain | folded
 
-    def delta(self, metadata: Mapping[str, Any] | None = None) -> MethodFile:
+    def delta(self, metadata: Mapping[str, object] | None = None) -> MethodFile:
         """The task as a file in the making: ``tuner.delta(metadata).save(path)``."""
         self.sync()
         state = self.state_dict()

@@ -20,12 +20,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError, TuningError
-from fewtune.files import read_tensors, write_tensors
+from fewtune.files import Json, read_tensors, write_tensors
 from fewtune.methods.adapter import ATTRIBUTE as ADAPTER
 from fewtune.methods.adapter import Bottleneck, adapted
 from fewtune.methods.inserted import Added, Modules, place
@@ -52,7 +52,7 @@ class LowRank(nn.Module):
         return change
 
 
-def beside(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def beside(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """The forward hook: the layer's output and its low-rank branch's."""
     change: Tensor = getattr(layer, LOW_RANK)(inputs[0])
     return output + change
@@ -78,7 +78,7 @@ class SPT(Modules):
         """spt-lora or spt-adapter."""
         return f"spt-{self.structure}"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """All but the places."""
         return {"rank": self.rank, "structured": list(self.structured), "whole": list(self.whole)}
 
@@ -87,7 +87,7 @@ class SPT(Modules):
         return dict(self.places)
 
     @classmethod
-    def from_settings(cls, name: str, settings: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> SPT:
+    def from_settings(cls, name: str, settings: Json, arrays: Mapping[str, Tensor]) -> SPT:
         """The inverse of `name`, `settings` and `arrays`."""
         structure: Structure = "lora" if name == "spt-lora" else "adapter"
         return cls(structure, settings["rank"], tuple(settings["structured"]), tuple(settings["whole"]), dict(arrays))

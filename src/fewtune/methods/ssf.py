@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class ScaleShift(nn.Module):
         return x * self.scale.view(-1, *behind) + self.shift.view(-1, *behind)
 
 
-def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+def scaled(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     """The forward hook: the layer's output, scaled and shifted."""
     result: Tensor = getattr(module, ATTRIBUTE)(output)
     return result

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,21 +106,21 @@ def width_of(block: Block) -> int:
     return layer.in_features
 
 
-def appended(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def appended(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Before the first block: the image's tokens, then the prompts."""
     x = inputs[0]
     prompts = getattr(block, ATTRIBUTE)(len(x)).to(x.dtype)
     return (torch.cat([x, prompts], dim=1), *inputs[1:])
 
 
-def replaced(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def replaced(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Before every other block: its own prompts in place of the last ones."""
     x = inputs[0]
     prompts = getattr(block, ATTRIBUTE)(len(x)).to(x.dtype)
     return (torch.cat([x[:, : -prompts.shape[1]], prompts], dim=1), *inputs[1:])
 
 
-def taken_away(block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def taken_away(block: nn.Module, inputs: object, output: Tensor) -> Tensor:
     """Behind the last block: the image's tokens alone."""
     return output[:, : -getattr(block, COUNT)]
 

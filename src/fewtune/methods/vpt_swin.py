@@ -10,7 +10,6 @@ sees other images' prompts; here each sees its own.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +100,7 @@ def into_windows(
     return Added(added)
 
 
-def enter(block: Any, inputs: tuple[Any, ...]) -> None:
+def enter(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Before a block: its own prompts, where it has some, normalised as the image's tokens are."""
     stream: Stream = getattr(block, STREAM)
     prompts: nn.Module | None = getattr(block, ATTRIBUTE, None)
@@ -112,21 +111,22 @@ def enter(block: Any, inputs: tuple[Any, ...]) -> None:
             "vpt-shallow in a Swin cannot recompute activations, since prompts come from the block before: leave "
             "checkpoint_activations out"
         )
-    stream.normed = block.norm1(stream.tokens)
+    stream.normed = block.get_submodule("norm1")(stream.tokens)
 
 
-def leave(block: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def leave(block: nn.Module, inputs: object, output: Tensor) -> None:
     """Behind a block: where prompts go on, its residual connections for them."""
     stream: Stream = getattr(block, STREAM)
     mixed, stream.normed, stream.mixed = stream.mixed, None, None
     if mixed is None or getattr(block, LAST):
         stream.tokens = None
         return
-    tokens = stream.tokens + block.drop_path1(mixed)
-    stream.tokens = tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
+    norm2, mlp, drop_path1, drop_path2 = map(block.get_submodule, ("norm2", "mlp", "drop_path1", "drop_path2"))
+    tokens = stream.tokens + drop_path1(mixed)
+    stream.tokens = tokens + drop_path2(mlp(norm2(tokens)))
 
 
-def merge(merging: PatchMerging, inputs: tuple[Any, ...]) -> None:
+def merge(merging: PatchMerging, inputs: object) -> None:
     """Before patches are merged: each prompt as if it stood in all four places."""
     stream: Stream = getattr(merging, STREAM)
     assert stream.tokens is not None

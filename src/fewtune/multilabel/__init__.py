@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fewtune.classification import BATCH, CLASSIFICATION
 from fewtune.kinds import ONE_CLASS_ONLY, Rules
 from fewtune.plugins import later
-from fewtune.training.task import Task, in_batches
+from fewtune.training.task import Task
 
 if TYPE_CHECKING:  # what is named below, so that the import contracts see it
     from fewtune.multilabel import evaluate, predict, work  # noqa: F401
@@ -19,8 +19,8 @@ MULTI_LABEL = Task(
     images=CLASSIFICATION.images,
     prepare=later("fewtune.multilabel.work:prepare"),
     load=later("fewtune.multilabel.predict:load"),
-    evaluate=in_batches("fewtune.multilabel.evaluate:evaluate", BATCH),
-    predict=in_batches("fewtune.multilabel.predict:predict", BATCH),
+    evaluate=later("fewtune.multilabel.evaluate:evaluate", batch_size=BATCH),
+    predict=later("fewtune.multilabel.predict:predict", batch_size=BATCH),
     recognises=later("fewtune.multilabel.evaluate:recognises"),
     compare=later("fewtune.multilabel.evaluate:compare"),
     answer=later("fewtune.multilabel.predict:answer"),

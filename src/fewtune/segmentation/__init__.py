@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fewtune.kinds import MASK_RULES
 from fewtune.plugins import later
-from fewtune.training.task import Task, in_batches, splits_of
+from fewtune.training.task import Task, splits_of
 
 if TYPE_CHECKING:  # what is named below, so that the import contracts see it
     from fewtune.segmentation import evaluate, loaded, predict, work  # noqa: F401
@@ -21,8 +21,8 @@ SEGMENTATION = Task(
     images=splits_of("fewtune.segmentation.work:data_of"),
     prepare=later("fewtune.segmentation.work:prepare"),
     load=later("fewtune.segmentation.loaded:load_tuned_segmenter"),
-    evaluate=in_batches("fewtune.segmentation.evaluate:evaluate", BATCH),
-    predict=in_batches("fewtune.segmentation.predict:predict", BATCH),
+    evaluate=later("fewtune.segmentation.evaluate:evaluate", batch_size=BATCH),
+    predict=later("fewtune.segmentation.predict:predict", batch_size=BATCH),
     recognises=later("fewtune.segmentation.evaluate:recognises"),
     compare=later("fewtune.segmentation.evaluate:compare"),
     untouched=True,

@@ -22,6 +22,7 @@ from fewtune.segmentation.evaluate import score_masks
 from fewtune.segmentation.learner import MaskLearner, SegmentationLoss
 from fewtune.segmentation.loaded import CLASS_NAMES
 from fewtune.segmentation.models import Segmenter, load_segmenter
+from fewtune.training.images import Images
 from fewtune.training.learner import Learner
 from fewtune.training.loaders import pick_device
 from fewtune.training.memory import recompute_activations
@@ -60,8 +61,9 @@ class MaskWork(Work):
 
     scored = train
 
-    def evaluated(self, split: MaskSplit) -> MaskSplit:
+    def evaluated(self, split: Images) -> MaskSplit:
         """Images of a split as they are."""
+        assert isinstance(split, MaskSplit)
         return split.with_transform(self.joint("plain"))
 
     def joint(self, kind: Kind) -> Joint:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fewtune.kinds import MASK_RULES
 from fewtune.plugins import later
 from fewtune.segmentation import BATCH
-from fewtune.training.task import Task, in_batches, splits_of
+from fewtune.training.task import Task, splits_of
 
 if TYPE_CHECKING:  # what is named below, so that the import contracts see it
     from fewtune.semantic import evaluate, predict, work  # noqa: F401
@@ -19,8 +19,8 @@ SEMANTIC = Task(
     images=splits_of("fewtune.semantic.work:data_of"),
     prepare=later("fewtune.semantic.work:prepare"),
     load=later("fewtune.semantic.predict:load"),
-    evaluate=in_batches("fewtune.semantic.evaluate:evaluate", BATCH),
-    predict=in_batches("fewtune.semantic.predict:predict", BATCH),
+    evaluate=later("fewtune.semantic.evaluate:evaluate", batch_size=BATCH),
+    predict=later("fewtune.semantic.predict:predict", batch_size=BATCH),
     recognises=later("fewtune.semantic.evaluate:recognises"),
     compare=later("fewtune.semantic.evaluate:compare"),
     draws=True,

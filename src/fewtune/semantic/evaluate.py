@@ -22,7 +22,7 @@ from fewtune.segmentation.sheet import FALSE, HIT, Legend, draw_sheet
 from fewtune.semantic.metrics import SemanticReport, confusion_of, dice_of_image, report
 from fewtune.semantic.predict import class_maps, coloured, load, tinted
 from fewtune.training.loaders import pick_device
-from fewtune.training.seen import chosen
+from fewtune.training.seen import Chosen, chosen
 from fewtune.training.task import Comparison, Rows, Scored, columns, read_rows, same_images
 
 COLUMNS = {"file", "dice", "accuracy"}
@@ -73,10 +73,11 @@ def evaluate(
     """
     task = load(delta, progress)
     metadata = task.delta.metadata
-    read = partial(load_class_masks, ignore=metadata["recipe"]["ignore"], names=metadata["class_names"])
-    parts = chosen(
-        read, data, split, metadata, limited_masks, include_training=include_training, progress=progress, **data_options
-    )
+    read: Any = partial(load_class_masks, ignore=metadata["recipe"]["ignore"], names=metadata["class_names"])
+    parts: Chosen[ClassMaskSplit] = chosen(
+        read, data, split, metadata, limited_masks, include_training=include_training, progress=progress,
+        **data_options,
+    )  # fmt: skip
     device, names = pick_device(accelerator), tuple(metadata["class_names"])
     options = {"batch_size": batch_size, "workers": workers}
     fresh = score(task.segmenter, parts.fresh, names, device, **options) if parts.fresh is not None else None

@@ -131,6 +131,7 @@ def _trained(many: ManyTasks, out: Path) -> Delta:
     module = train(joint, folder)
     with torch.no_grad():
         joint_delta = module.tuner.delta()
+    assert isinstance(joint_delta, Delta)
     shared = headless(joint_delta, recipe, joint.data, {"tasks": list(data), "share": many.share})
     shared.save(out / SHARED)
     folder.checkpoint.unlink(missing_ok=True)

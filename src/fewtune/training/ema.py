@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ class Trained(Protocol):
     def parameters(self) -> Sequence[nn.Parameter]: ...
 
     def sync(self) -> None: ...
+
+
+class AverageState(TypedDict):
+    """What a checkpoint keeps of an average."""
+
+    steps: int
+    values: list[Tensor]
 
 
 class Average:
@@ -51,11 +58,11 @@ class Average:
         finally:
             _write(trained, before)
 
-    def state_dict(self) -> dict[str, int | list[Tensor]]:
+    def state_dict(self) -> AverageState:
         """The averaged values and the count of steps."""
         return {"steps": self.steps, "values": [value.clone() for value in self.values]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: AverageState) -> None:
         """Go on from a saved average."""
         self.steps = state["steps"]
         for held, value in zip(self.values, state["values"], strict=True):

@@ -21,11 +21,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError, one_line
-from fewtune.files import read_json, write_csv, write_json
+from fewtune.files import Json, read_json, write_csv, write_json
 from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.reach import find_border
 from fewtune.objectives import Objective
+from fewtune.training.images import Transform
 from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss, kept_state
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
@@ -45,7 +46,7 @@ class Result:
     """A finished run: its folder, and what stands in its metrics.json."""
 
     folder: RunFolder
-    metrics: dict[str, Any]
+    metrics: Json
 
 
 def fit(
@@ -58,7 +59,7 @@ def fit(
     search: bool = False,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
-    train_transform: Callable[..., Any] | None = None,
+    train_transform: Transform | None = None,
     objective: Objective | None = None,
 ) -> Result:
     """Select, train, test once, and write the run folder `out`.
@@ -241,7 +242,7 @@ def _whole_again(work: Work, folder: RunFolder, module: Learner) -> tuple[Work, 
 
 
 def _finish(
-    work: Work, folder: RunFolder, tuner: Tuner, history: list[dict[str, float]], metrics: dict[str, Any]
+    work: Work, folder: RunFolder, tuner: Tuner, history: list[dict[str, float]], metrics: Json
 ) -> dict[str, Any]:
     """Save the task file, and read the test set once."""
     work = work.settled()

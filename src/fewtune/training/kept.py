@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from fewtune.errors import ConfigError, TuningError
 from fewtune.files import read_json, write_json
 from fewtune.methods.reach import Border
 from fewtune.progress import shown
+from fewtune.training.images import Labelled
 from fewtune.training.loaders import seeded_all
 from fewtune.training.seen import content_digests
 from fewtune.training.shortcut import Shortcut
@@ -79,17 +79,17 @@ class Store:
             self._open(file.with_suffix(".json"))
 
 
-class KeptImages(Dataset[tuple[Tensor, Any, int]]):
+class KeptImages(Dataset[tuple[Tensor, object, int]]):
     """(what the border is given, label, index) by (epoch, index); an epoch shows one view of every image."""
 
-    def __init__(self, store: Store, names: Sequence[Sequence[str]], labels: Sequence[Any]) -> None:
+    def __init__(self, store: Store, names: Sequence[Sequence[str]], labels: Sequence[object]) -> None:
         self.rows = [[store.rows[name] for name in view] for view in names]
         self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Any, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, object, int]:
         epoch, index = key
         rows, row = self.rows[epoch % len(self.rows)][index]
         return torch.from_numpy(np.array(rows[row])), self.labels[index], index
@@ -98,7 +98,7 @@ class KeptImages(Dataset[tuple[Tensor, Any, int]]):
 class _Views(Dataset[Tensor]):
     """Images by (view, index), drawn by the content of the image and the view alone, whatever the seed of the run."""
 
-    def __init__(self, split: Any, wanted: Sequence[tuple[int, int]], contents: Sequence[bytes]) -> None:
+    def __init__(self, split: Labelled, wanted: Sequence[tuple[int, int]], contents: Sequence[bytes]) -> None:
         self.split, self.wanted, self.contents = split, wanted, contents
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class KeptPrefix:
     last: bool
 
     @classmethod
-    def of(cls, model: nn.Module, border: Border, recipe: Recipe, splits: Mapping[str, Any]) -> KeptPrefix:
+    def of(cls, model: nn.Module, border: Border, recipe: Recipe, splits: Mapping[str, Labelled | None]) -> KeptPrefix:
         """Compute what is not kept yet, for the training and validation images; the model is on its device.
 
         Raises:
@@ -141,10 +141,12 @@ class KeptPrefix:
                 module.training = True
 
     @classmethod
-    def _filled(cls, shortcut: Shortcut, recipe: Recipe, splits: Mapping[str, Any]) -> KeptPrefix:
+    def _filled(cls, shortcut: Shortcut, recipe: Recipe, splits: Mapping[str, Labelled | None]) -> KeptPrefix:
         device = next(shortcut.model.parameters()).device
         with seeded_all(0):
-            few = torch.stack([splits["train"][i][0] for i in range(min(2, len(splits["train"])))])
+            train = splits["train"]
+            assert train is not None
+            few = torch.stack([train[i][0] for i in range(min(2, len(train)))])
         given = shortcut.check(few.to(device))
         last = given.ndim == 4 and not given.is_contiguous() and given.is_contiguous(memory_format=torch.channels_last)
         dtype, row = np.dtype(recipe.keep_prefix), tuple(_laid_out(given, last).shape[1:])
@@ -169,7 +171,7 @@ class KeptPrefix:
             images[which] = KeptImages(store, names, [split.label(index) for index in range(len(split))])
         return cls(shortcut, images, given.dtype, last)
 
-    def outputs(self, kept: Tensor) -> Any:
+    def outputs(self, kept: Tensor) -> object:
         """What the model returns for rows [B, ...] of kept images."""
         given = kept.to(self.dtype)
         return self.shortcut.above(given.movedim(-1, 1) if self.last else given)

@@ -7,23 +7,33 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
+from fewtune.methods.base import State, Tuner
 from fewtune.methods.reach import Border, find_border
 from fewtune.training.ema import Average
+from fewtune.training.images import Images, Labelled, Sample
 from fewtune.training.kept import KeptPrefix
 from fewtune.training.loaders import SeededImages, keyed_loader, seed_all
 from fewtune.training.sharding import FullySharded, shared_out, whole
+from fewtune.tuning.groups import ParamGroup
 
 SHOWN_FILES = 8
 BEFORE = -1
 """The "epoch" of the state in which training began."""
+
+
+Checkpointed = dict[str, Any]
+"""What Lightning saves: tensors, dicts, lists and numbers, of which ours lie under "fewtune"."""
 
 
 class NonFiniteLoss(FewtuneError):
@@ -43,13 +53,18 @@ class Learner(pl.LightningModule):
     """The name of what `judged` gives an image beside its loss; its mean, the larger the better, chooses the epoch."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, train: Any, val: Any, attach: Callable[[Learner], Any]
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train: Images,
+        val: Images | None,
+        attach: Callable[[Learner], Tuner],
     ) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
         self.splits = {"train": train, "val": val}
         self.attach = attach
-        self.tuner: Any = None
+        self.tuner: Tuner
         self.average: Average | None = None
         self.kept: KeptPrefix | None = None
         self.best: dict[str, Any] | None = None
@@ -91,7 +106,7 @@ class Learner(pl.LightningModule):
         border = None if self.recipe.reach is None else find_border(self.model, self.recipe.reach)
         if border is not None and self.recipe.keep_prefix != "none" and self.kept is None:
             self.kept = self._keep(border)  # first: where it is too much, nothing has been selected in vain
-        if self.tuner is None:
+        if not hasattr(self, "tuner"):
             self.tuner = self.attach(self)
             if self.start is not None:
                 self.start["state"] = kept_state(self.tuner.state_dict())
@@ -119,14 +134,19 @@ class Learner(pl.LightningModule):
             raise ConfigError("keep_prefix works in one process; take devices=1, or keep_prefix=none")
         self.model.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
-            return KeptPrefix.of(self.model, border, self.recipe, self.splits)
+            return KeptPrefix.of(self.model, border, self.recipe, cast("dict[str, Labelled | None]", self.splits))
 
-    def outputs(self, images: Tensor) -> Any:
+    def outputs(self, images: Tensor) -> object:
         """What the model returns for a batch: of images, or of what is kept of them."""
         return self.model(images) if self.kept is None else self.kept.outputs(images)
 
-    def _loader(self, which: str, shuffle: bool) -> Any:
-        items = SeededImages(self.splits[which], self.recipe.seed) if self.kept is None else self.kept.images[which]
+    def _split(self, which: str) -> Images:
+        split = self.splits[which]
+        assert split is not None
+        return split
+
+    def _loader(self, which: str, shuffle: bool) -> DataLoader[Sample]:
+        items = SeededImages(self._split(which), self.recipe.seed) if self.kept is None else self.kept.images[which]
         return keyed_loader(
             items,
             self.recipe.batch_size,
@@ -138,15 +158,15 @@ class Learner(pl.LightningModule):
             rank=self.trainer.global_rank,
         )
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DataLoader[Sample]:
         """This process's share of the training images."""
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DataLoader[Sample]:
         """This process's share of the validation images."""
         return self._loader("val", shuffle=False)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over the tuner's groups, and a learning rate for every step."""
         recipe = self.recipe
         groups = self.tuner.param_groups(lr=recipe.lr, head_lr=recipe.head_lr)
@@ -178,9 +198,15 @@ class Learner(pl.LightningModule):
         self._train_loss.append(loss.detach())
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
+    ) -> None:
         """One step, then one of the average."""
-        super().optimizer_step(*args, **kwargs)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
             self.average.update(self.tuner)
 
@@ -202,7 +228,7 @@ class Learner(pl.LightningModule):
     def _must_be_finite(self, loss: Tensor, which: str, indices: Tensor) -> None:
         if torch.isfinite(loss):
             return
-        names = [str(self.splits[which].names[i]) for i in indices.tolist()]
+        names = [str(self._split(which).names[i]) for i in indices.tolist()]
         shown = ", ".join(names[:SHOWN_FILES]) + (f" and {len(names) - SHOWN_FILES} more" if len(names) > 8 else "")
         kept = f"the state after epoch {self.history[-1]['epoch']} is kept" if self.history else "nothing was learnt"
         raise NonFiniteLoss(
@@ -229,7 +255,7 @@ class Learner(pl.LightningModule):
         """Of all processes' images, each counted once; keep the best epoch, of equals that with the lower loss."""
         columns = [torch.cat(column) for column in zip(*self._seen, strict=True)]
         indices, loss, measured = (self._everyones(column) for column in columns)
-        ordered = [torch.zeros(len(self.splits["val"]), *column.shape[1:]) for column in (loss, measured)]
+        ordered = [torch.zeros(len(self._split("val")), *column.shape[1:]) for column in (loss, measured)]
         ordered[0][indices], ordered[1][indices] = loss, measured
         mean_loss, mean = self.overall(*ordered)
         self._scores = {"loss": mean_loss, self.measure: mean}
@@ -246,16 +272,15 @@ class Learner(pl.LightningModule):
 
     # -- state
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """What is trained, and nothing that is frozen."""
-        state: dict[str, Any] = self.tuner.state_dict()
-        return state
+        return self.tuner.state_dict()
 
-    def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: State, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         """Go on from a compact state, which is whole."""
         self.tuner.load_state_dict(shared_out(state, self.tuner.state_dict()) if self.sharded else state)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: Checkpointed) -> None:
         """Average, best-so-far and history: plain tensors, dicts, lists and numbers."""
         average = None if self.average is None else whole(self.average.state_dict())
         seconds = self.earlier + time.perf_counter() - self._begun
@@ -263,7 +288,7 @@ class Learner(pl.LightningModule):
             "average": average, "best": self.best, "start": self.start, "history": self.history, "seconds": seconds,
         }  # fmt: skip
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpointed) -> None:
         """The counterpart of `on_save_checkpoint`."""
         saved = checkpoint["fewtune"]
         self.best, self.start, self.history = saved["best"], saved.get("start"), saved["history"]
@@ -277,14 +302,15 @@ class Learner(pl.LightningModule):
         self.load_state_dict(self.best["state"])
 
 
-def kept_state(state: Any) -> Any:
-    """A copy on the CPU, whole, of a state of nested dicts and tensors."""
-    if isinstance(state, Tensor):
-        return whole(state.detach()).cpu().clone()
-    return {key: kept_state(value) for key, value in state.items()}
+def kept_state(state: State) -> dict[str, dict[str, Tensor]]:
+    """A copy of a tuner's state on the CPU, whole."""
+    return {
+        group: {name: whole(tensor.detach()).cpu().clone() for name, tensor in tensors.items()}
+        for group, tensors in state.items()
+    }
 
 
-def _optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, groups: list[ParamGroup]) -> torch.optim.Optimizer:
     match recipe.optimizer:
         case "adam":
             return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)

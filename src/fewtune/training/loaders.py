@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fewtune.errors import DataError
+from fewtune.training.images import Items, Sample
 
 WORTH_WORKERS = 8
 """Batches from which on processes that decode are worth their start."""
@@ -29,17 +30,17 @@ class EpochSampler(DistributedSampler[Any]):
             yield self.epoch, index
 
 
-class SeededImages(Dataset[tuple[Any, Any, int]]):
+class SeededImages(Dataset[tuple[object, object, int]]):
     """A split whose items are (image, label, index), with all randomness fixed by (seed, epoch, index)."""
 
-    def __init__(self, split: Any, seed: int) -> None:
+    def __init__(self, split: Items, seed: int) -> None:
         self.split = split
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[object, object, int]:
         epoch, index = key
         with seeded_all(self.seed, epoch, index):
             image, label = self.split[index]
@@ -76,7 +77,7 @@ def seeded_all(*key: int) -> Iterator[None]:
 
 
 def image_loader(
-    split: Any,
+    split: Items,
     batch_size: int,
     *,
     seed: int = 0,
@@ -85,7 +86,7 @@ def image_loader(
     workers: int | None = 0,
     world: int = 1,
     rank: int = 0,
-) -> DataLoader[Any]:
+) -> DataLoader[Sample]:
     """Batches (images, labels, indices) of a split, this process's share of them; see `keyed_loader`.
 
     workers: processes that decode; None leaves it to `decoding_workers`, which is right for images that are seen once.
@@ -116,7 +117,7 @@ def decoding_workers(images: int, batch_size: int) -> int:
 
 
 def keyed_loader(
-    items: Dataset[Any],
+    items: Dataset[tuple[object, object, int]],
     batch_size: int,
     *,
     seed: int = 0,
@@ -125,7 +126,7 @@ def keyed_loader(
     workers: int = 0,
     world: int = 1,
     rank: int = 0,
-) -> DataLoader[Any]:
+) -> DataLoader[Sample]:
     """Batches of what `items[epoch, index]` gives, (images, labels, indices), this process's share of them.
 
     Shares of several processes have equal length; the last ones repeat an image where the split does not divide,

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError
+from fewtune.files import Json
 from fewtune.importance import Scores
 from fewtune.methods import Tuner
 from fewtune.methods.base import Method, Prepared
@@ -42,7 +43,7 @@ class SearchResult:
     """The recipe with the best settings, and a row for every trial."""
 
     best: Recipe
-    rows: list[dict[str, Any]]
+    rows: list[Json]
 
 
 @dataclass(frozen=True)

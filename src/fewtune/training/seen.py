@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-from PIL import Image
 
+from fewtune.data.split import DataSet, Split
 from fewtune.errors import DataError, Progress
+from fewtune.files import Json
 from fewtune.progress import shown
+from fewtune.training.images import Listed
 
 DIGEST = 8
 """Bytes of a digest."""
@@ -31,26 +33,7 @@ SETTINGS = ("seed", "val_fraction", "test_fraction", "limit_train", "limit_test"
 """The recipe's keys that tell how data is split."""
 
 
-class Listed(Protocol):
-    """Images that are listed and not opened."""
-
-    @property
-    def names(self) -> Any:
-        """What messages call each image."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Image.Image:
-        """The image as RGB."""
-
-    def file(self, index: int) -> Path | None:
-        """Its file, where it is one."""
-
-    def subset(self, indices: Iterable[int]) -> Self:
-        """The images at `indices`."""
-
-
-S = TypeVar("S", bound=Listed)
+P = TypeVar("P", bound=Split)
 
 
 def content_digests(images: Listed) -> list[bytes]:
@@ -79,11 +62,11 @@ def _looks(images: Listed) -> np.ndarray:
         return np.fromiter(looks, dtype=np.uint64, count=len(images))
 
 
-def record(parts: Iterable[Listed | None]) -> dict[str, Any]:
+def record(parts: Iterable[Listed | None]) -> Json:
     """What a task file keeps of the images of `parts`: able to go into JSON, the same for any order of the images."""
     present = [part for part in parts if part is not None]
     digests = sorted({digest for part in present for digest in content_digests(part)})
-    record: dict[str, Any] = {"images": sum(map(len, present)), "sha256": base64.b64encode(b"".join(digests)).decode()}
+    record: Json = {"images": sum(map(len, present)), "sha256": base64.b64encode(b"".join(digests)).decode()}
     if record["images"] <= LOOKED_AT:
         looks = np.unique(np.concatenate([_looks(part) for part in present])).astype(">u8")
         record["phash"] = base64.b64encode(looks.tobytes()).decode()
@@ -98,7 +81,7 @@ class Seen:
     looks: np.ndarray | None
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Seen | None:
+    def of(cls, metadata: Mapping[str, object]) -> Seen | None:
         """The record of a task file; None in files of versions that kept none."""
         record = metadata.get("seen")
         if not isinstance(record, dict) or "sha256" not in record:
@@ -129,7 +112,7 @@ def _different_bits(looks: np.ndarray, look: np.uint64) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Chosen(Generic[S]):
+class Chosen(Generic[P]):
     """What is scored.
 
     fresh: images that the task has not seen; None where there are none.
@@ -137,22 +120,22 @@ class Chosen(Generic[S]):
     told: how the images were chosen, as JSON; empty where there is nothing to tell.
     """
 
-    fresh: S | None
-    trained: S | None
-    told: dict[str, Any]
+    fresh: P | None
+    trained: P | None
+    told: Json
 
 
 def chosen(
-    load: Callable[..., Any],
+    load: Callable[..., DataSet[P]],
     data: str,
     part: str,
-    metadata: Mapping[str, Any],
-    limited: Callable[[Any, int], Any],
+    metadata: Json,
+    limited: Callable[[P, int], P],
     *,
     include_training: bool = False,
     progress: Progress | None = None,
-    **options: Any,
-) -> Chosen[Any]:
+    **options: object,
+) -> Chosen[P]:
     """The images of a part of some data that a task is scored on.
 
     Data without a test part is split again as the task file records, where that gives the very images that the task
@@ -198,18 +181,18 @@ def chosen(
                 "--include-training scores them apart"
             )
         say(f"{known.sum()} images were trained on or chose the epoch and are left out (--include-training)")
-    fresh = _cut(fresh, whole, given, limited) if len(fresh) else None
-    if fresh is not None and (alike := seen.alike(fresh)):
+    scored = _cut(fresh, whole, given, limited) if len(fresh) else None
+    if scored is not None and (alike := seen.alike(scored)):
         told["alike"] = alike
         say(f"warning: {len(alike)} images look like copies of images that were trained on: {', '.join(alike[:5])}")
     trained = None
     if include_training:
         everything = whole.train if again is not None and part == "test" else pool
         trained = everything.subset(np.flatnonzero(seen.among(everything)))
-    return Chosen(fresh, trained if trained is not None and len(trained) else None, told)
+    return Chosen(scored, trained if trained is not None and len(trained) else None, told)
 
 
-def _part(data: Any, part: str, whole: Any) -> Any:
+def _part(data: DataSet[P], part: str, whole: DataSet[P]) -> P:
     if part in data.splits:
         return data.splits[part]
     if whole.val is None and whole.test is None and part in ("test", "all"):
@@ -217,7 +200,7 @@ def _part(data: Any, part: str, whole: Any) -> Any:
     raise DataError(f"{data.name} has no {part} split; it has {', '.join(data.splits)}")
 
 
-def _cut(images: Any, whole: Any, given: Mapping[str, Any], limited: Callable[[Any, int], Any]) -> Any:
+def _cut(images: P, whole: DataSet[P], given: Mapping[str, Any], limited: Callable[[P, int], P]) -> P:
     """At most `limit_test` images of data that has no test part of its own."""
     limit = given.get("limit_test")
     return images if limit is None or whole.test is not None or limit >= len(images) else limited(images, limit)
@@ -229,8 +212,8 @@ def _recorded(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_again(
-    load: Callable[..., Any], data: str, metadata: Mapping[str, Any], seen: Seen | None, given: Mapping[str, Any]
-) -> Any:
+    load: Callable[..., DataSet[P]], data: str, metadata: Json, seen: Seen | None, given: Mapping[str, Any]
+) -> DataSet[P] | None:
     """The data split as for training; None where it is other data, or no test part was split off."""
     settings = _recorded(metadata)
     if "test_fraction" not in settings:

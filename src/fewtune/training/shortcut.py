@@ -67,7 +67,7 @@ class Shortcut:
         self._outputs, self._images = outputs, tuple(images.shape[1:])
         return given
 
-    def above(self, given: Tensor) -> Any:
+    def above(self, given: Tensor) -> object:
         """What the model returns where the border is given this, [B, ...]."""
         images = given.new_zeros(1).expand(len(given), *self._images)
         with self._skipping(len(given)) as skip:

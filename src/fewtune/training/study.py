@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fewtune.errors import ConfigError, MissingExtra, one_line
 from fewtune.training.loaders import seed_of
@@ -114,7 +114,7 @@ class Study:
             self.study.enqueue_trial(first[number])
         return self.study.ask(self.space.distributions())
 
-    def tell(self, trial: Trial, value: float, *, pruned: bool, **noted: Any) -> None:
+    def tell(self, trial: Trial, value: float, *, pruned: bool, **noted: float | None) -> None:
         """Keep what validation measured of a trial, and whatever else is said of it (plain numbers)."""
         from optuna.trial import TrialState
 

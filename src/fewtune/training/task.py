@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fewtune.config import Recipe
 from fewtune.errors import DataError, Progress
+from fewtune.files import Json
 from fewtune.kinds import Rules
 from fewtune.methods import TaskFile
 from fewtune.metrics import Interval
 from fewtune.plugins import later
 from fewtune.training.work import Described, Work
 
-Rows = list[dict[str, Any]]
+Rows = list[Json]
 
 
 class Loaded(Protocol):
@@ -46,7 +47,7 @@ class Evaluation(Protocol):
     def rows(self) -> Rows:
         """One row for every image, as files of predictions hold them."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All measures as plain dicts, lists and numbers."""
 
     def tables(self) -> list[Rows]:
@@ -64,7 +65,7 @@ class Drawn(Evaluation, Protocol):
 class Measured(Protocol):
     """The measures of some images."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain dicts, lists and numbers."""
 
     def tables(self, title: str) -> list[Rows]:
@@ -80,10 +81,10 @@ class Scored:
     rows: Rows
     training: Measured | None = None
     """Of images that were trained on or chose the epoch, where they were asked for."""
-    told: dict[str, Any] = field(default_factory=dict)
+    told: Json = field(default_factory=dict)
     """How the images were chosen."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The measures; those of training images apart, and how the images were chosen where that needs a word."""
         return {
             **(self.report.to_json() if self.report else {}),
@@ -103,7 +104,7 @@ class Comparison:
 
     differences: Mapping[str, Interval]
     rows: Rows
-    values: Mapping[str, Any]
+    values: Json
     """As JSON."""
 
 
@@ -151,7 +152,7 @@ class Task:
     untouched: bool = False
     draws: bool = False
     pipeline: str = "image-classification"
-    answer: Callable[[Tensor, Sequence[str], Mapping[str, Any]], Answer] | None = None
+    answer: Callable[[Tensor, Sequence[str], Mapping[str, object]], Answer] | None = None
     by_image: Callable[[Mapping[str, str]], float] | None = None
     rules: Rules = field(default_factory=Rules)
 
@@ -160,12 +161,6 @@ def splits_of(reference: str) -> Callable[[Recipe], Mapping[str, Sized]]:
     """`images` of a kind of task, by the function from a recipe to its data."""
     listed = later(reference)
     return lambda recipe: listed(recipe).splits
-
-
-def in_batches(reference: str, size: int) -> Callable[..., Any]:
-    """`evaluate` or `predict` of a kind of task, so many images at a time where nothing else is asked for."""
-    function = later(reference)
-    return lambda *args, batch_size=None, **options: function(*args, batch_size=batch_size or size, **options)
 
 
 def read_rows(path: Path, recognises: Callable[[Path], bool], expected: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -22,12 +22,17 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fewtune.config import Recipe
 from fewtune.errors import MissingExtra
-from fewtune.files import read_json, write_json
+from fewtune.files import Json, read_json, write_json
 from fewtune.training.run_folder import RunFolder
 from fewtune.training.trainer import is_main
 
+if TYPE_CHECKING:
+    import trackio
+
 PROJECT = "fewtune"
 """What the runs stand under: W&B's and Trackio's project, MLflow's experiment."""
+
+L = TypeVar("L", bound=Logger)
 
 FIGURES = ("trained", "percent_of_backbone", "seconds", "peak_memory_bytes", "delta_bytes")
 """Of a finished run, beside what its test measured."""
@@ -39,7 +44,7 @@ class TrackioLogger(Logger):
     def __init__(self, run: str) -> None:
         super().__init__()
         self._run = run
-        self._experiment: Any = None
+        self._experiment: trackio.Run | None = None
 
     @property
     def name(self) -> str:
@@ -53,7 +58,7 @@ class TrackioLogger(Logger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> Any:
+    def experiment(self) -> trackio.Run:
         """The run of trackio, begun when it is first needed."""
         if self._experiment is None:
             import trackio
@@ -63,7 +68,7 @@ class TrackioLogger(Logger):
         return self._experiment
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: Json | Namespace, *args: object, **kwargs: object) -> None:
         """The settings of the run."""
         self.experiment.config.update(dict(params) if isinstance(params, Mapping) else vars(params))
 
@@ -81,7 +86,7 @@ class TrackioLogger(Logger):
 
 
 @dataclass(frozen=True)
-class Tracker:
+class Tracker(Generic[L]):
     """How one of them is begun and ended.
 
     library: what must be installed; its extra has the same name.
@@ -91,9 +96,9 @@ class Tracker:
     """
 
     library: str
-    begin: Callable[[RunFolder, str | None], Any]
-    named: Callable[[Any], str]
-    end: Callable[[Any], None]
+    begin: Callable[[RunFolder, str | None], L]
+    named: Callable[[L], str]
+    end: Callable[[L], None]
 
 
 def _wandb(folder: RunFolder, run: str | None) -> WandbLogger:
@@ -112,7 +117,7 @@ def _trackio(folder: RunFolder, run: str | None) -> TrackioLogger:
     return TrackioLogger(run or f"{folder.path.name}-{uuid.uuid4().hex[:8]}")
 
 
-def _tracker(name: str) -> Tracker | None:
+def _tracker(name: str) -> Tracker[Any] | None:
     match name:
         case "wandb":
             return Tracker("wandb", _wandb, lambda one: one.version, lambda one: one.experiment.finish())
@@ -130,13 +135,13 @@ def check_tracker(recipe: Recipe) -> None:
         raise MissingExtra(tracker.library, tracker.library)
 
 
-def results(metrics: Mapping[str, Any]) -> dict[str, float]:
+def results(metrics: Json) -> dict[str, float]:
     """What a finished run's metrics.json says, as the figures that a tracker shows."""
     test = {f"test_{name}": value["value"] for name, value in metrics.get("test", {}).items() if _is_interval(value)}
     return {**test, **{name: float(metrics[name]) for name in FIGURES if name in metrics}}
 
 
-def _is_interval(value: Any) -> bool:
+def _is_interval(value: object) -> bool:
     return isinstance(value, Mapping) and "value" in value
 
 

@@ -7,12 +7,13 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,7 +21,7 @@ from fewtune.config import Recipe
 from fewtune.errors import FewtuneError
 from fewtune.files import csv_text, write_bytes, write_json, write_text
 from fewtune.progress import duration
-from fewtune.training.learner import Learner
+from fewtune.training.learner import Checkpointed, Learner
 
 log = logging.getLogger("fewtune")
 TIMED_STEPS = slice(1, 4)  # the first step warms caches up
@@ -29,15 +30,17 @@ TIMED_STEPS = slice(1, 4)  # the first step warms caches up
 class SafeCheckpoints(TorchCheckpointIO):
     """Checkpoints that are whole or absent, and are read without unpickling any code."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: Checkpointed, path: str | Path, storage_options: object = None) -> None:
         """Write to a file beside `path`, then move it into place."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_bytes(Path(path), buffer.getvalue())
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
+    def load_checkpoint(  # type: ignore[override]
+        self, path: str | Path, map_location: str | torch.device | None = "cpu", weights_only: bool | None = True
+    ) -> Checkpointed:
         """Tensors, dicts, lists and numbers only."""
-        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        loaded: Checkpointed = torch.load(path, map_location=map_location, weights_only=True)
         return loaded
 
 
@@ -76,11 +79,11 @@ class TimeEstimate(Callback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, *args: object) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
         """Stop it, and speak once."""
         self.seconds.append(time.perf_counter() - self.started)
         timed = self.seconds[TIMED_STEPS]
@@ -109,7 +112,7 @@ class EpochLines(Checkpoint):
 
 
 def build_trainer(
-    recipe: Recipe, folder: Path, *, callbacks: list[Callback], logger: Any = False, quiet: bool = False
+    recipe: Recipe, folder: Path, *, callbacks: list[Callback], logger: Sequence[Logger] = (), quiet: bool = False
 ) -> pl.Trainer:
     """The Trainer of a recipe; accelerator, devices, nodes, strategy and precision go to Lightning as they are."""
     quiet_lightning()
@@ -129,7 +132,7 @@ def build_trainer(
         gradient_clip_val=recipe.clip,
         callbacks=[*callbacks, *shown],
         plugins=[SafeCheckpoints()],
-        logger=logger,
+        logger=list(logger) or False,
         log_every_n_steps=1,
         default_root_dir=folder,
         num_sanity_val_steps=0,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import nn
 
 from fewtune.config import Recipe
+from fewtune.files import Json
 from fewtune.methods.base import Tuner
 from fewtune.objectives import Objective
-from fewtune.training.seen import Listed, record
+from fewtune.training.images import Images, Transform
+from fewtune.training.seen import record
 
 if TYPE_CHECKING:
     from fewtune.training.learner import Learner
@@ -20,12 +22,6 @@ if TYPE_CHECKING:
 
 DECODED_FIRST = 20_000
 """A set of at most so many images is decoded once before anything else is done."""
-
-
-class Images(Listed, Protocol):
-    """A split: (image, label or mask) by number."""
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
 
 
 class Splits(Protocol):
@@ -59,11 +55,11 @@ class Described(Protocol):
     def image_size(self) -> int:
         """Side of its input in pixels."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """From what it can be made again."""
 
 
-def division(recipe: Recipe) -> dict[str, Any]:
+def division(recipe: Recipe) -> Json:
     """How a recipe divides its images, as arguments of what loads them."""
     keys = ("seed", "val_fraction", "test_fraction", "limit_train", "limit_test")
     return {key: getattr(recipe, key) for key in keys}
@@ -91,7 +87,7 @@ class Work(ABC):
     """A fresh model."""
     listed: Splits | None = field(default=None, kw_only=True)
     """The data as it lies on disk, where `data` is kept in memory in another size."""
-    train_transform: Callable[..., Any] | None = field(default=None, kw_only=True)
+    train_transform: Transform | None = field(default=None, kw_only=True)
     """A user's own, in place of the recipe's augmentation; images are evaluated as the recipe says all the same, so
     that the task file needs nothing but itself."""
     importance_objective: Objective | None = field(default=None, kw_only=True)
@@ -116,7 +112,7 @@ class Work(ABC):
         """The training images as importance looks at them."""
 
     @abstractmethod
-    def evaluated(self, split: Any) -> Images:
+    def evaluated(self, split: Images) -> Images:
         """The images of a split as they are evaluated."""
 
     @property
@@ -148,14 +144,14 @@ class Work(ABC):
         """The same without its test images."""
 
     @abstractmethod
-    def test(self, folder: RunFolder) -> dict[str, Any]:
+    def test(self, folder: RunFolder) -> Json:
         """Read the test set, once: what joins the run's metrics. Empty where there is none."""
 
     def start(self) -> Start | None:
         """Bring the fresh model to where training begins; None where it begins as it was made."""
         return None
 
-    def test_start(self, folder: RunFolder) -> dict[str, Any]:
+    def test_start(self, folder: RunFolder) -> Json:
         """What the test images say of the model as training began, once `test` has read them."""
         return {}
 
@@ -163,7 +159,7 @@ class Work(ABC):
         """With what is chosen on validation images once the model is trained; nothing, as a rule."""
         return self
 
-    def describe(self, **more: Any) -> dict[str, Any]:
+    def describe(self, **more: object) -> Json:
         """The metadata of the task file: what a reader of the file wants to know, and what makes the model again."""
         return {
             "task": self.recipe.task,

@@ -14,7 +14,7 @@ from fewtune.selection import Selection
 from fewtune.tuning import layers
 from fewtune.tuning.frozen_sample import Sample
 from fewtune.tuning.functions import sharded
-from fewtune.tuning.groups import param_groups
+from fewtune.tuning.groups import ParamGroup, param_groups
 from fewtune.tuning.layers import Tuned, write_values
 from fewtune.tuning.parts import Parts
 from fewtune.tuning.stepping import FOLLOWERS
@@ -64,7 +64,7 @@ class Tuner:
         """Exactly what is trained, for an optimiser."""
         return list(self.named_parameters().values())
 
-    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float | None = None, head_lr: float | None = None) -> list[ParamGroup]:
         """Two groups for an optimiser, backbone and head, each with its learning rate where one is given."""
         return param_groups(self.named_parameters(), self.selection.head, lr, head_lr)
 
@@ -143,7 +143,7 @@ class Tuner:
             buffers[name].copy_(state.get("buffers", {}).get(name, before))
         self.sync()
 
-    def delta(self, metadata: Mapping[str, Any] | None = None) -> Delta:
+    def delta(self, metadata: Mapping[str, object] | None = None) -> Delta:
         """What the task changed, as a file in the making: ``tuner.delta(metadata).save(path)``.
 
         Raises:
