@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,47 +16,28 @@ from fewtune.data import MaskSplit, load_masks
 from fewtune.data.mask_sets import limited_masks
 from fewtune.errors import ConfigError, DataError, Progress
 from fewtune.methods import load_task_file
-from fewtune.metrics import Interval, paired_bootstrap, percent
+from fewtune.metrics import Interval, paired_bootstrap
 from fewtune.segmentation.loaded import load_tuned_segmenter
-from fewtune.segmentation.metrics import NAMES, THRESHOLD, TITLES, MaskReport, mask_report, measure
+from fewtune.segmentation.metrics import NAMES, THRESHOLD, MaskReport, interval_rows, mask_report, measure
 from fewtune.segmentation.models import Segmenter, load_segmenter
 from fewtune.segmentation.predict import probability_maps
 from fewtune.segmentation.sheet import draw_sheet, of_object
 from fewtune.training.loaders import pick_device
 from fewtune.training.seen import chosen
-from fewtune.training.task import Comparison, Rows, columns, same_images
+from fewtune.training.task import Comparison, Scored, columns, same_images
 
 ROUNDED = 8
 """Digits of the measures of an image in a file."""
 
 
-@dataclass(frozen=True)
-class MaskEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class MaskEvaluation(Scored):
     """The mean measures, one row of measures for every image, and what scored them."""
 
-    report: MaskReport | None
-    """Of images that the task has not seen; None where there are none."""
-    rows: list[dict[str, Any]]
+    titles: ClassVar = ("images", "images that were trained on")
+
     segmenter: Segmenter
     split: MaskSplit
-    training: MaskReport | None = None
-    """Of images that were trained on or chose the epoch, where they were asked for."""
-    told: dict[str, Any] = field(default_factory=dict)
-    """How the images were chosen."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The mean measures with their intervals; those of training images apart, and how the images were chosen."""
-        return {
-            **(self.report.to_json() if self.report else {}),
-            **({"training_images": self.training.to_json()} if self.training else {}),
-            **({"data": self.told} if self.told else {}),
-        }
-
-    def tables(self) -> list[Rows]:
-        """The mean measures, then those of training images."""
-        titled = [(self.report, "images"), (self.training, "images that were trained on")]
-        values = [(report.to_json(), title) for report, title in titled if report]
-        return [_intervals(measures, f"{measures.pop('images')} {title}") for measures, title in values]
 
     def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
         """Write a sheet of the `count` images with the lowest Dice: image, truth, prediction, errors (PNG)."""
@@ -118,9 +99,8 @@ def evaluate(
     rows = (fresh or trained or (None, []))[1]
     images = parts.fresh or parts.trained
     assert images is not None
-    return MaskEvaluation(
-        fresh[0] if fresh else None, rows, segmenter, images, trained[0] if trained else None, parts.told
-    )
+    reports = fresh[0] if fresh else None, trained[0] if trained else None
+    return MaskEvaluation(reports[0], rows, reports[1], parts.told, segmenter=segmenter, split=images)
 
 
 def score_masks(
@@ -161,11 +141,7 @@ def compare(first: Path, second: Path) -> Comparison:
     names = same_images(first, a, second, b)
     differences = paired_differences([a[name] for name in names], [b[name] for name in names])
     values = {name: asdict(interval) for name, interval in differences.items()}
-    return Comparison(differences, _intervals(values, f"{second} minus {first}"), values)
-
-
-def _intervals(values: Mapping[str, Mapping[str, float]], title: str) -> Rows:
-    return [{title: TITLES[name], "in %, 95 % interval": percent(value)} for name, value in values.items()]
+    return Comparison(differences, interval_rows(values, f"{second} minus {first}"), values)
 
 
 def paired_differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Interval]:

@@ -9,12 +9,13 @@ OpenCV and scikit-image for a seventh measure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fewtune.errors import DataError
-from fewtune.metrics import Interval, bootstrap
+from fewtune.metrics import Interval, bootstrap, percent
 
 THRESHOLD = 0.5
 """Probability from which a pixel is painted, for Dice and IoU."""
@@ -198,6 +199,16 @@ class MaskReport:
     def to_json(self) -> dict:
         """Plain dicts and numbers."""
         return asdict(self)
+
+    def tables(self, title: str) -> list[list[dict[str, str]]]:
+        """For a reader: every measure with its interval."""
+        values = {name: asdict(getattr(self, name)) for name in NAMES}
+        return [interval_rows(values, f"{self.images} {title}")]
+
+
+def interval_rows(values: Mapping[str, Mapping[str, float]], title: str) -> list[dict[str, str]]:
+    """Measures by name, with their intervals, as rows of text."""
+    return [{title: TITLES[name], "in %, 95 % interval": percent(value)} for name, value in values.items()]
 
 
 def mask_report(measures: list[MaskMeasures]) -> MaskReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -76,6 +76,8 @@ class Measured(Protocol):
 class Scored:
     """The measures, and one row for every image: an `Evaluation`."""
 
+    titles: ClassVar = ("result", "result on images that were trained on")
+
     report: Measured | None
     """Of images that the task has not seen; None where there are none."""
     rows: Rows
@@ -94,7 +96,7 @@ class Scored:
 
     def tables(self) -> list[Rows]:
         """The measures of all images, then those of every class; then the same of training images."""
-        titled = [(self.report, "result"), (self.training, "result on images that were trained on")]
+        titled = zip((self.report, self.training), self.titles, strict=True)
         return [table for report, title in titled if report for table in report.tables(title)]
 
 
