@@ -1,4 +1,4 @@
-"""The kinds of tasks by name, and what each asks of a recipe: what the rooms below `fewtune.tasks` may know of them."""
+"""The kinds of tasks by name, and what each asks of a recipe."""
 
 from __future__ import annotations
 

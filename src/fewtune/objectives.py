@@ -1,4 +1,4 @@
-"""What importance is the gradient of: a scalar of a model, its inputs and their labels."""
+"""Objectives: the scalar, of a model, its inputs and their labels, whose gradient is importance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far slow work has come: one bar a step on a terminal, one line a step elsewhere.
+"""Progress of slow work: one bar a step on a terminal, one line a step elsewhere.
 
 (`fewtune.errors.Progress` is for what is told in words, such as what is about to be downloaded.)
 """

@@ -1,4 +1,4 @@
-"""How far two scores order a model's connections alike."""
+"""How alike two scores order a model's connections."""
 
 from __future__ import annotations
 

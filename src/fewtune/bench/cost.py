@@ -1,4 +1,4 @@
-"""What training and inference cost, method by method: the paper's cost figure (Sec. 4.2).
+"""Cost of training and inference by method: the paper's cost figure (Sec. 4.2).
 
 Batch 32, no mixed precision, VPT with 200 and 50 prompts. Times are of all methods side by side in one process: every
 round times one step of each, one after the other in an order that rotates, so that whatever else the machine does

@@ -1,4 +1,4 @@
-"""Before a grid starts: whether the images of all its tasks are there, and how long the runs that are left will take.
+"""Checks before a grid starts: that the images of all tasks are there, and how long the runs will take.
 
 Time is counted in passes: an image forward and backward through the model once. A pass without backward counts a third.
 """

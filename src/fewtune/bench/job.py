@@ -1,4 +1,4 @@
-"""What one run of the grid does, in a worker's process."""
+"""One run of a grid, in a worker's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came out of a grid: accuracy (or Dice) over seeds, cost, and paired differences; only finished runs are read."""
+"""Results of a grid: accuracy (or Dice) over seeds, cost, and paired differences; only finished runs are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a classifier learns from a batch: cross-entropy, with mixing, smoothing and class weights as a recipe says."""
+"""The Lightning module of classification: cross-entropy with mixing, smoothing and class weights as a recipe says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of each of the paper's data sets before a file of it is seen: one immutable value a data set.
+"""The paper's data sets as declared: splits, counts, classes and where each is had; one immutable value a data set.
 
 Classes and counts are those of Tab. 13 of the GPS paper, but for ImageNet-1k: its table gives 150,000 test images and
 its text 100,000, both unlabelled; the published figures are on the 50,000 validation images, which are "test" here.

@@ -1,4 +1,4 @@
-"""Images that lie in two parts of a data set, or under two labels: told by their content, not by their names."""
+"""Finding images that lie in two parts of a data set, or under two labels, by their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set's folder or list says it holds, before an image is opened.
+"""The listing of a data set: its images and labels, before an image is opened.
 
 A format makes a listing and raises nothing: loading stops at the first fault of a listing, checking reports them all.
 """

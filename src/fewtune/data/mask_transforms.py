@@ -7,7 +7,7 @@ Images are squeezed to a square without cropping, so that a prediction covers th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,23 +16,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from fewtune.data.transforms import SquareInput
+
 Kind = Literal["plain", "flip"]
 Resized = Callable[[np.ndarray, tuple[int, int]], Tensor]
 """A mask and a size -> the mask at that size."""
-JointTransform = Callable[[Image.Image, np.ndarray], tuple[Tensor, Tensor]]
-
-
-class MaskInput(Protocol):
-    """What a segmenter wants to see."""
-
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-    @property
-    def std(self) -> tuple[float, ...]: ...
-    @property
-    def interpolation(self) -> str: ...
 
 
 class Joint:
@@ -41,7 +29,7 @@ class Joint:
     With `resized=classes_at` masks are numbers of classes, and become [S, S], int64.
     """
 
-    def __init__(self, kind: Kind, spec: MaskInput, resized: Resized | None = None) -> None:
+    def __init__(self, kind: Kind, spec: SquareInput, resized: Resized | None = None) -> None:
         self.resized = resized or mask_at
         self.size = (spec.image_size, spec.image_size)
         self.resize, self.normalise = _resize(spec), _normalise(spec)
@@ -56,7 +44,7 @@ class Joint:
 class Input:
     """PIL RGB image -> (image [3, S, S], normalised; its own height and width, [2]), for prediction."""
 
-    def __init__(self, spec: MaskInput) -> None:
+    def __init__(self, spec: SquareInput) -> None:
         self.resize, self.normalise = _resize(spec), _normalise(spec)
 
     def __call__(self, image: Image.Image, mask: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
@@ -79,9 +67,9 @@ def classes_at(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(numbers, size=size, mode="nearest-exact")[0, 0].long()
 
 
-def _resize(spec: MaskInput) -> v2.Resize:
+def _resize(spec: SquareInput) -> v2.Resize:
     return v2.Resize((spec.image_size, spec.image_size), InterpolationMode(spec.interpolation), antialias=True)
 
 
-def _normalise(spec: MaskInput) -> v2.Compose:
+def _normalise(spec: SquareInput) -> v2.Compose:
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))])

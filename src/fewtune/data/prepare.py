@@ -1,4 +1,4 @@
-"""Getting a data set: downloaded, unpacked or drawn where torchvision can, else what to fetch is said in words."""
+"""Download, unpack or draw a data set; where that cannot be done, say what to fetch."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ Kind = Literal["plain", "flip", "fgvc", "none"]
 Transform = Callable[[Any], Tensor]
 
 
-class InputSpec(Protocol):
-    """What a model wants to see."""
+class SquareInput(Protocol):
+    """The square images that a model takes: side in pixels, normalisation, and how they are resized."""
 
     @property
     def image_size(self) -> int: ...
@@ -32,6 +32,11 @@ class InputSpec(Protocol):
     def std(self) -> tuple[float, ...]: ...
     @property
     def interpolation(self) -> str: ...
+
+
+class InputSpec(SquareInput, Protocol):
+    """The same, and the share of the side that is kept when an image is evaluated."""
+
     @property
     def crop_pct(self) -> float: ...
 

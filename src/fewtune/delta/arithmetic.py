@@ -1,4 +1,4 @@
-"""Sums and means of tasks of one backbone: a new delta, where the changes of several meet told.
+"""Sums and means of tasks of one backbone, as a new delta.
 
 Task arithmetic (Ilharco et al. 2023) on sparse changes: the result at a place is original + sum of weight * (new -
 original) over the deltas that change it.

@@ -1,4 +1,4 @@
-"""All that is asked of a delta, and of a model, before a number is written."""
+"""Checks of a delta and of a model before anything is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Target:
 
 
 def check_contents(delta: Contents) -> None:
-    """That a delta is whole and agrees with itself.
+    """Check that a delta is whole and agrees with itself.
 
     Raises:
         DeltaError: a tensor is missing, has a wrong shape or kind, or holds NaN or infinity.
@@ -135,7 +135,7 @@ def find_targets(delta: Contents, present: Inventory) -> dict[str, Target]:
 
 
 def _check_head(delta: Contents, parameters: Mapping[str, Tensor]) -> None:
-    """That the model's head is one that the delta's values fit."""
+    """Check that the model's head is one that the delta's values fit."""
     anatomy = delta.choice.anatomy
     head = anatomy.named(Role.HEAD)
     advice = f"create the model with {_classes(delta)} classes (num_classes={_classes(delta)})"
@@ -156,7 +156,7 @@ def _classes(delta: Contents) -> int:
 
 
 def _check_kinds(delta: Contents, tensors: Mapping[str, Tensor]) -> None:
-    """That every tensor the delta reads or writes is there, of the right shape and kind, in memory and in one piece."""
+    """Check that every tensor the delta reads or writes is there, of the right shape and kind, whole and in memory."""
     require_floating({n: tensors[n] for n in delta.positions if n in tensors and n not in delta.buffers}, DeltaError)
     covered = delta.fingerprint.tensors
     for name, (shape, floating) in covered.items():

@@ -1,4 +1,4 @@
-"""What a delta file says in JSON of its backbone and of its packed numbers; read strictly, for it may say anything."""
+"""The JSON part of a delta file: its backbone and its packed numbers, read strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what a delta knows the backbone that it belongs to.
+"""How a delta recognises its backbone.
 
 A fingerprint holds hashes of the backbone's original tensors, the head aside. Two depths: ``fast`` reads the
 places that the delta overwrites, every frozen vector, and a fixed-stride sample of all other tensors; ``full``

@@ -1,4 +1,4 @@
-"""A task's head of another number of classes: put in the place of the model's, and taken out again."""
+"""Replacing a model's head by a task's head of another number of classes, and back."""
 
 from __future__ import annotations
 

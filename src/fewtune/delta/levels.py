@@ -1,4 +1,4 @@
-"""Tasks of two levels: the shared part of many tasks in one file, and each task's own part, on top of it, in another.
+"""Tasks in two files: a part that many tasks share, and each task's own part on top of it.
 
 A task's metadata names its shared file by name and SHA-256. Applying is two exact writes, reverting them is exact too::
 

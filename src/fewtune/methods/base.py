@@ -1,4 +1,4 @@
-"""What a method is, what it may ask of a run, and what it gives: a tuner, and a task file.
+"""A method as a value, what it may ask of a run, and the tuner and task file that it gives.
 
 A method is a frozen value of `Method`; `fewtune.methods.METHODS` maps the names of recipes to them. Training knows no
 method by name: it prepares one, attaches it, steps what its tuner trains, and saves the task file.

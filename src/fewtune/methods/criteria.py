@@ -1,4 +1,4 @@
-"""Criteria: by what the connections of a model are scored, as `importance=` of a recipe names it.
+"""Criteria that score a model's connections: the values of `importance=` in a recipe.
 
 A criterion is a function from a run to scores. `CRITERIA` maps names to them; an installed package adds its own by an
 entry point of the group ``fewtune.criteria``.

@@ -233,7 +233,7 @@ def put_in(task: Delta | MethodFile, model: nn.Module) -> tuple[nn.Module, Tuner
 
 
 def require_in_place(task: TaskFile, model: nn.Module) -> None:
-    """That `put_in` was not asked for another task since.
+    """Check that `put_in` was not asked for another task since.
 
     Args:
         task: what was put in.

@@ -1,4 +1,4 @@
-"""What a classifier of any number of classes learns from a batch: binary cross-entropy of each class."""
+"""The Lightning module of multi-label classification: binary cross-entropy of each class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local paths in what a run noted of itself: the last part of a path is kept, the folders above it are left out."""
+"""Shortening local paths in the records of a run: the last part is kept, the folders above it are left out."""
 
 from __future__ import annotations
 

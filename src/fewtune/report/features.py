@@ -1,4 +1,4 @@
-"""What tuning made of the features: test images in the plane by t-SNE, before and after."""
+"""Features of test images before and after tuning, in the plane by t-SNE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader should look at first, in sentences; each follows from numbers that the run recorded."""
+"""Findings that open a report, in sentences; each follows from numbers that the run recorded."""
 
 from __future__ import annotations
 

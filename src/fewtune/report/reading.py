@@ -1,4 +1,4 @@
-"""What a report reads: the files of finished runs, and nothing else of a run."""
+"""Reading finished runs for a report, from their files alone."""
 
 from __future__ import annotations
 

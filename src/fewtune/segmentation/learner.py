@@ -1,4 +1,4 @@
-"""What a segmenter learns from a batch, and what chooses its connections: the segmentation loss, for both."""
+"""The Lightning module of segmentation, and its loss, which also scores connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a segmenter of several classes learns from a batch, and what chooses its connections: one loss, for both."""
+"""The Lightning module of semantic segmentation, and its loss, which also scores connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of bounded size that come in bounded time."""
+"""Limits on the size and the duration of request bodies."""
 
 from __future__ import annotations
 

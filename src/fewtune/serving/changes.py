@@ -1,4 +1,4 @@
-"""What a bank holds of a task: the new numbers, and where they belong, in few bytes."""
+"""The changes of a task as a bank holds them: values and indices in few bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules that hold a model's tensors, and other tensors put in their place for a while."""
+"""The modules that hold a model's tensors, and how the tensors are replaced for a while."""
 
 from __future__ import annotations
 

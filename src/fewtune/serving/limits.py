@@ -1,4 +1,4 @@
-"""What a service takes at most."""
+"""Limits of a service."""
 
 from __future__ import annotations
 

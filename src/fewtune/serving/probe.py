@@ -1,4 +1,4 @@
-"""Which modules of a model can be run on some images of a batch at a time, found out by trying.
+"""Tests which modules of a model can run on a part of a batch.
 
 A module can where image i of a batch of B is the i-th of B equal parts of dimension 0 in all that it takes and gives:
 [B, tokens, dim], [B, channels, height, width], Swin's [B * windows, tokens, dim]. Then running it once a task, on that

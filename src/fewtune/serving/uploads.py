@@ -1,4 +1,4 @@
-"""Images from the bytes that strangers send."""
+"""Decoding of uploaded images, within limits."""
 
 from __future__ import annotations
 

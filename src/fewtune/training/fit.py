@@ -100,15 +100,7 @@ def fit(
     if (callbacks or loggers) and not METHODS[recipe.method].trains_by_epochs(recipe.task):
         raise ConfigError(f"method={recipe.method} has no epochs for callbacks or loggers to follow; leave them out")
     work = replace(prepare(recipe), train_transform=train_transform, importance_objective=objective)
-    if work.data.test is None and main:
-        log.info("no images are set aside for a test; test_fraction=0.2 keeps a fifth of them to score the task on")
-    if main and not begun and (line := offer(work)) is not None:
-        log.info("%s", line)
-    if recipe.reach is not None:
-        find_border(work.backbone.model, recipe.reach)  # refused here, if it is
-    check = METHODS[recipe.method].check
-    if check is not None and not begun:
-        check(Share(work, torch.device("cpu")))  # refused here, if it is, before the folder is begun
+    _look_over(work, tell=main, begun=begun)
     if (search or searching) and not begun:
         work = _searched(work, folder, goes_on=searching)
     elif main and not begun:
@@ -119,6 +111,20 @@ def fit(
         if main and not begun and not folder.search.exists():  # what a search chose is worth keeping
             folder.abandon()
         raise
+
+
+def _look_over(work: Work, *, tell: bool, begun: bool) -> None:
+    """Refuse a run before its folder is begun, and say what its user may want to know."""
+    recipe = work.recipe
+    if work.data.test is None and tell:
+        log.info("no images are set aside for a test; test_fraction=0.2 keeps a fifth of them to score the task on")
+    if tell and not begun and (line := offer(work)) is not None:
+        log.info("%s", line)
+    if recipe.reach is not None:
+        find_border(work.backbone.model, recipe.reach)
+    check = METHODS[recipe.method].check
+    if check is not None and not begun:
+        check(Share(work, torch.device("cpu")))
 
 
 def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:

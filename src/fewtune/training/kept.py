@@ -1,4 +1,4 @@
-"""What the first trained block is given, computed once for each image and kept on disk.
+"""A cache on disk of the first trained block's inputs, computed once for each image.
 
 Below a reach every epoch computes the same. A folder holds the rows of one frozen part, named by its weights, the
 transform and the precision; a row is named by the image's content and the number of its view. So resumed runs,

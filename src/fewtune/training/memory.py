@@ -1,4 +1,4 @@
-"""What a run needs of memory and disk, and how to need less."""
+"""Memory and disk that a run needs, and how to need less."""
 
 from __future__ import annotations
 

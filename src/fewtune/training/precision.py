@@ -1,4 +1,4 @@
-"""Whether half precision would pay on this processor, which is asked itself, by a product of the model's size."""
+"""Whether half precision is faster on this processor, measured by a matrix product of the model's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a task was made from, as its file records them, and which images of some data it may be scored on.
+"""Which images a task was trained on, as its file records them, and on which images it may be scored.
 
 A file holds the first 8 bytes of the SHA-256 of every image that was trained on or that chose something (validation):
 of the file's bytes, or of the decoded pixels where there is no file. A renamed copy has the same digest. A copy that

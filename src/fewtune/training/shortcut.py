@@ -1,4 +1,4 @@
-"""A model run up to its border alone, or from its border on: what lies below is frozen, so it need not run twice.
+"""Running a model only up to its border, or only from it on: what lies below is frozen and need not run twice.
 
 The model's own forward is used both times. Up to the border it is left by an exception; from the border on the modules
 below hand out zeros of the shapes that they gave before, and the border is given what was kept instead.
@@ -84,7 +84,7 @@ class Shortcut:
 
     @torch.no_grad()
     def check(self, images: Tensor) -> Tensor:
-        """That the two halves give what the whole gives; returns what the border is given.
+        """Check that the two halves give what the whole gives; returns what the border is given.
 
         Raises:
             TuningError: they do not: something below the border reaches past it by another way.

@@ -1,4 +1,4 @@
-"""What a kind of task is, as a value: how a run of it is prepared, and what is done with its task files."""
+"""A kind of task as a value: how a run of it is prepared, and what is done with its task files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Loaded(Protocol):
 
 
 class Evaluation(Protocol):
-    """What a test found."""
+    """The result of a test."""
 
     @property
     def rows(self) -> Rows:
@@ -56,7 +56,7 @@ class Evaluation(Protocol):
 
 @runtime_checkable
 class Drawn(Evaluation, Protocol):
-    """What a test found whose predictions are pictures."""
+    """The result of a test whose predictions are pictures."""
 
     def draw(self, count: int, path: Path, accelerator: str = "auto") -> None:
         """Write a sheet of the worst `count` images as a PNG."""

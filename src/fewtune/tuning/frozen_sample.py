@@ -1,4 +1,4 @@
-"""A sample of the weights that must stay as they are, by which a delta is refused where something moved them."""
+"""A sample of the frozen weights: a delta is refused where something moved them."""
 
 from __future__ import annotations
 

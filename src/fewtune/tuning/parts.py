@@ -31,7 +31,7 @@ class Parts:
         return {name: parameter for name, parameter in held.items() if parameter is not None}
 
     def check_modules(self, model: nn.Module) -> None:
-        """That every module is still in the model.
+        """Check that every module is still in the model.
 
         Raises:
             TuningError: one was replaced; the message names it.
@@ -48,7 +48,7 @@ class Parts:
                 raise _replaced(name)
 
     def check(self, model: nn.Module, trained: Iterable[nn.Parameter]) -> None:
-        """That the model has these parts and what is trained, and no parameter beside them.
+        """Check that the model has these parts and what is trained, and no parameter beside them.
 
         Raises:
             TuningError: a module was replaced, or a parameter was added; the message names it.

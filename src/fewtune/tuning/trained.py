@@ -1,4 +1,4 @@
-"""What a model's tuner trains, tensor by tensor: where the model holds it, and what it was before."""
+"""The tensors that a tuner trains: where the model holds each, and its numbers before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each way of computing a selected weight gradient costs on a CPU, by shape alone.
+"""Cost on a CPU of each way to compute a selected weight gradient, from shapes alone.
 
 Nanoseconds an element, measured on two cores with AVX-512 (fp32, oneDNN's products) by
 `benchmarks/speed/ops_cost_model.py`, which prints this table for another machine. Only their ratios matter, and only
