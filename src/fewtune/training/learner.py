@@ -24,16 +24,12 @@ from fewtune.training.ema import Average
 from fewtune.training.images import Images, Labelled, Sample
 from fewtune.training.kept import KeptPrefix
 from fewtune.training.loaders import SeededImages, keyed_loader, seed_all
-from fewtune.training.sharding import FullySharded, shared_out, whole
+from fewtune.training.sharding import Checkpointed, FullySharded, shared_out, whole
 from fewtune.tuning.groups import ParamGroup
 
 SHOWN_FILES = 8
 BEFORE = -1
 """The "epoch" of the state in which training began."""
-
-
-Checkpointed = dict[str, Any]
-"""What Lightning saves: tensors, dicts, lists and numbers, of which ours lie under "fewtune"."""
 
 
 class NonFiniteLoss(FewtuneError):

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from fewtune.methods.blocks import known_blocks
+
+T = TypeVar("T")
+Checkpointed = dict[str, Any]
+"""What Lightning saves: tensors, dicts, lists and numbers, of which ours lie under "fewtune"."""
 
 
 class FullySharded(ModelParallelStrategy):
@@ -43,23 +48,22 @@ class FullySharded(ModelParallelStrategy):
         """Optimisers are restored from the checkpoint that the main process wrote."""
         return True
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def lightning_module_state_dict(self) -> Checkpointed:
         """What is trained, whole, in every process."""
         assert self.lightning_module is not None
-        state: dict[str, Any] = whole(self.lightning_module.state_dict())
-        return state
+        return whole(self.lightning_module.state_dict())
 
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    def load_model_state_dict(self, checkpoint: Checkpointed, strict: bool = True) -> None:
         """Each process takes its rows."""
         assert self.lightning_module is not None
         self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> Checkpointed:
         """An optimiser's state, whole, in every process."""
-        state: dict[str, Any] = whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
-        return state
+        state: Checkpointed = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        return whole(state)
 
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+    def load_optimizer_state_dict(self, checkpoint: Checkpointed) -> None:
         """Each process takes the state of its rows."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -69,35 +73,40 @@ class FullySharded(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**state, "state": rows})
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: Checkpointed, filepath: str | Path, storage_options: object = None) -> None:
         """One file, by the main process."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> Checkpointed:
         """The whole file, in every process."""
-        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(Path(checkpoint_path), weights_only=True)
+        checkpoint: Checkpointed = self.checkpoint_io.load_checkpoint(Path(checkpoint_path), weights_only=True)
         return checkpoint
 
 
-def whole(state: Any) -> Any:
+def whole(state: T) -> T:
     """A state of nested dicts, lists and tensors in which every tensor is whole: all processes must ask for it."""
+    result: Any = state
     if isinstance(state, DTensor):
-        return state.full_tensor()
-    if isinstance(state, Mapping):
-        return {key: whole(value) for key, value in state.items()}
-    return [whole(value) for value in state] if isinstance(state, list) else state
+        result = state.full_tensor()
+    elif isinstance(state, Mapping):
+        result = {key: whole(value) for key, value in state.items()}
+    elif isinstance(state, list):
+        result = [whole(value) for value in state]
+    return cast("T", result)
 
 
-def shared_out(state: Any, like: Any) -> Any:
+def shared_out(state: T, like: object) -> T:
     """A whole state in which every tensor lies as it does in `like`, another state of the same names."""
+    result: Any = state
     if isinstance(state, Tensor):
-        return _like(state, like)
-    if isinstance(state, Mapping):
+        result = _like(state, like)
+    elif isinstance(state, Mapping):
         present = like if isinstance(like, Mapping) else {}
-        return {key: shared_out(value, present.get(key)) for key, value in state.items()}
-    if isinstance(state, list):
-        return [shared_out(value, tensor) for value, tensor in zip(state, like, strict=True)]
-    return state
+        result = {key: shared_out(value, present.get(key)) for key, value in state.items()}
+    elif isinstance(state, list):
+        assert isinstance(like, list)
+        result = [shared_out(value, tensor) for value, tensor in zip(state, like, strict=True)]
+    return cast("T", result)
 
 
 def _like(value: Any, tensor: Any) -> Any:

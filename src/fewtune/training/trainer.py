@@ -21,7 +21,8 @@ from fewtune.config import Recipe
 from fewtune.errors import FewtuneError
 from fewtune.files import csv_text, write_bytes, write_json, write_text
 from fewtune.progress import duration
-from fewtune.training.learner import Checkpointed, Learner
+from fewtune.training.learner import Learner
+from fewtune.training.sharding import Checkpointed
 
 log = logging.getLogger("fewtune")
 TIMED_STEPS = slice(1, 4)  # the first step warms caches up
