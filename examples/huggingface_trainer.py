@@ -41,10 +41,10 @@ class GPS(TrainerCallback):
 
 def digits(low: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [N, 1, 8, 8] of five digits from `low`, and labels 0 to 4."""
-    found = load_digits()
-    chosen = (found.target >= low) & (found.target < low + 5)
-    images = torch.tensor(found.images[chosen] / 8 - 1, dtype=torch.float32)[:, None]
-    return images, torch.tensor(found.target[chosen]) - low
+    got = load_digits()
+    chosen = (got.target >= low) & (got.target < low + 5)
+    images = torch.tensor(got.images[chosen] / 8 - 1, dtype=torch.float32)[:, None]
+    return images, torch.tensor(got.target[chosen]) - low
 
 
 def rows(images: torch.Tensor, labels: torch.Tensor) -> list[dict]:

@@ -55,10 +55,10 @@ class GPS(pl.Callback):
 
 def digits(low: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [N, 3, 32, 32] of five digits from `low`, and labels 0 to 4."""
-    found = load_digits()
-    chosen = (found.target >= low) & (found.target < low + 5)
-    images = torch.tensor(found.images[chosen] / 8 - 1, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1)
-    return F.interpolate(images, size=32, mode="bilinear"), torch.tensor(found.target[chosen]) - low
+    got = load_digits()
+    chosen = (got.target >= low) & (got.target < low + 5)
+    images = torch.tensor(got.images[chosen] / 8 - 1, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1)
+    return F.interpolate(images, size=32, mode="bilinear"), torch.tensor(got.target[chosen]) - low
 
 
 def train(module: pl.LightningModule, loader: DataLoader, epochs: int, *callbacks: pl.Callback) -> None:

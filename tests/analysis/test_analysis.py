@@ -26,16 +26,14 @@ def _scores(function: object, seed: int = 0) -> Scores:
 
 def test_correlation_is_scipys_by_network_layer_and_neuron() -> None:
     a, b = scores_of(seed=1), _scores(lambda m: (m * 4).round() + 0.5, seed=2)  # many equal scores
-    found = rank_correlation(a, b)
+    got = rank_correlation(a, b)
     x, y = matrices_of(a), matrices_of(b)
     everything = [torch.cat([m.flatten() for m in matrices.values()]) for matrices in (x, y)]
-    assert found.network == pytest.approx(scipy.stats.spearmanr(*everything).statistic)
+    assert got.network == pytest.approx(scipy.stats.spearmanr(*everything).statistic)
     for name in SHAPES:
-        assert found.layers[name] == pytest.approx(
-            scipy.stats.spearmanr(x[name].flatten(), y[name].flatten()).statistic
-        )
+        assert got.layers[name] == pytest.approx(scipy.stats.spearmanr(x[name].flatten(), y[name].flatten()).statistic)
         rows = [scipy.stats.spearmanr(p, q).statistic for p, q in zip(x[name], y[name], strict=True)]
-        assert found.neurons[name] == pytest.approx(np.nanmean(rows))
+        assert got.neurons[name] == pytest.approx(np.nanmean(rows))
 
 
 def test_only_the_order_counts_and_within_neurons_not_their_scale() -> None:

@@ -271,13 +271,13 @@ def test_failing_runs_are_told_and_the_others_go_on(images: tuple[Path, Path], t
     file.write_text(yaml.safe_dump(given))
     done = fewtune("bench", "run", file, "--out", out, "--json")
     assert done.returncode == 1, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found["done"]) == {"red/wild/choose/only/seed-0", "red/bias/choose/only/seed-0", "red/bias/seed-0"}
-    assert "the loss became" in found["failed"]["red/wild/seed-0"]
-    assert "03.png" in found["failed"]["blue/bias/choose/only/seed-0"]
-    assert "nothing could be chosen" in found["failed"]["blue/bias/seed-0"]
+    got = json.loads(done.stdout)
+    assert set(got["done"]) == {"red/wild/choose/only/seed-0", "red/bias/choose/only/seed-0", "red/bias/seed-0"}
+    assert "the loss became" in got["failed"]["red/wild/seed-0"]
+    assert "03.png" in got["failed"]["blue/bias/choose/only/seed-0"]
+    assert "nothing could be chosen" in got["failed"]["blue/bias/seed-0"]
     lines = [line for line in done.stderr.splitlines() if "failed:" in line]
-    assert len(lines) == len(found["failed"])
+    assert len(lines) == len(got["failed"])
     assert "Traceback" not in done.stderr
     assert "Traceback" in (out / "red/wild/seed-0/failed.txt").read_text()
     table = fewtune("bench", "table", file, "--out", out)

@@ -17,18 +17,18 @@ SETTING = Setting("timm:test_vit", batch=8, image_size=32, classes=4, accelerato
 
 
 def test_times_of_all_methods_side_by_side() -> None:
-    found = step_times(SETTING, list(PAPER), rounds=1)
-    assert list(found) == list(PAPER)
-    for row in found.values():
+    got = step_times(SETTING, list(PAPER), rounds=1)
+    assert list(got) == list(PAPER)
+    for row in got.values():
         assert row["train_ms"] > 0
         assert row["inference_ms"] > 0
-    assert found["full"]["percent_of_backbone"] > 100 > found["gps"]["percent_of_backbone"]
-    assert found["linear"]["trained"] == 4 * 65
-    assert found["gps"]["selection_seconds"] > 0
-    assert found["bias"]["selection_seconds"] == 0
+    assert got["full"]["percent_of_backbone"] > 100 > got["gps"]["percent_of_backbone"]
+    assert got["linear"]["trained"] == 4 * 65
+    assert got["gps"]["selection_seconds"] > 0
+    assert got["bias"]["selection_seconds"] == 0
     blocks, width = 6, 64  # of test_vit
-    assert found["vpt-shallow"]["trained"] - found["linear"]["trained"] == 200 * width
-    assert found["vpt-deep"]["trained"] - found["linear"]["trained"] == 50 * blocks * width
+    assert got["vpt-shallow"]["trained"] - got["linear"]["trained"] == 200 * width
+    assert got["vpt-deep"]["trained"] - got["linear"]["trained"] == 50 * blocks * width
 
 
 def test_a_step_trains_and_what_is_deployed_predicts_the_same() -> None:
@@ -41,8 +41,8 @@ def test_a_step_trains_and_what_is_deployed_predicts_the_same() -> None:
         assert any(changed), method
         with torch.no_grad():
             wanted = logits(candidate.model.eval()(images))
-            found = logits(candidate.deployed()(images))
-        assert torch.allclose(found, wanted, atol=1e-5), method
+            got = logits(candidate.deployed()(images))
+        assert torch.allclose(got, wanted, atol=1e-5), method
 
 
 @pytest.mark.slow

@@ -69,9 +69,9 @@ def test_printed_means_are_those_of_the_printed_cells(number: int, count: int, m
     assert len(single) == count
     assert {table.columns[name].of[0] for name in single} == set(table.columns[mean].of)
     for row in table.cells:
-        found = statistics.fmean(table.value(row, name) for name in single)  # type: ignore[misc]
+        got = statistics.fmean(table.value(row, name) for name in single)  # type: ignore[misc]
         told = table.value(row, mean)
-        assert abs(found - told) == pytest.approx(SLIPS.get((number, row[table.label]), 0), abs=0.0051), row
+        assert abs(got - told) == pytest.approx(SLIPS.get((number, row[table.label]), 0), abs=0.0051), row
 
 
 def test_the_mean_of_24_tasks() -> None:
@@ -97,10 +97,10 @@ def test_means_of_swin_and_convnext_agree_between_tables() -> None:
 def test_both_means_of_vtab_and_the_shifted_row() -> None:
     table = printed(3)
     column = table.columns.index("Mean of the 3 group means")
-    found = {row[0]: row[column] for row in table.rows}
-    assert found["GPS (Ours)"] == "77.47"
-    assert found["Full [41]"] == "68.97"
-    assert found["SPT-ADAPTER [28]"] == ""  # its cells stand in wrong columns
+    got = {row[0]: row[column] for row in table.rows}
+    assert got["GPS (Ours)"] == "77.47"
+    assert got["Full [41]"] == "68.97"
+    assert got["SPT-ADAPTER [28]"] == ""  # its cells stand in wrong columns
     assert {row[0]: row[table.columns.index("Mean Acc.")] for row in table.rows}["GPS (Ours)"] == "75.18"
 
 

@@ -52,8 +52,8 @@ def test_the_last_epoch_is_kept_also_where_weights_are_averaged(images: Path, tm
         if ema is not None:
             averages = state["fewtune"]["average"]["values"]
             assert all(torch.equal(a, b) for a, b in zip(averages, kept["state"]["values"].values(), strict=True))
-        found = evaluate(result.folder.delta, str(images), test_fraction=0.25)
-        assert found.report.to_json() == result.metrics["test"]
+        got = evaluate(result.folder.delta, str(images), test_fraction=0.25)
+        assert got.report.to_json() == result.metrics["test"]
 
 
 def test_stopping_early_follows_the_schedule_of_all_epochs(images: Path, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def test_it_ends_at_its_limit() -> None:
 
 def test_other_settings_stay_those_of_the_best() -> None:
     given = [{"lr": rate, "k": k} for rate in RATES for k in (1, 5)]
-    found = next_choice({"lr": 1e-3, "k": 5, "stop_after": 3}, given, {"lr": 2}, given)
-    assert found == {"lr": 3e-4, "k": 5}
+    got = next_choice({"lr": 1e-3, "k": 5, "stop_after": 3}, given, {"lr": 2}, given)
+    assert got == {"lr": 3e-4, "k": 5}
 
 
 def _grid(**changes: Any) -> Grid:

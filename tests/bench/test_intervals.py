@@ -52,8 +52,8 @@ def test_equal_runs_differ_by_nothing() -> None:
 
 def test_one_seed_holds_images_alone() -> None:
     values = np.array([[1.0, 0.0, 0.0, -1.0, 1.0]])
-    found = over_seeds_and_images(values)
-    assert found.error == pytest.approx(values.std(ddof=1) / math.sqrt(5))
-    assert (found.freedom, found.seeds) == (4, 1)
+    got = over_seeds_and_images(values)
+    assert got.error == pytest.approx(values.std(ddof=1) / math.sqrt(5))
+    assert (got.freedom, got.seeds) == (4, 1)
     with pytest.raises(DataError, match="at least two test images"):
         over_seeds_and_images(np.ones((3, 1)))

@@ -52,8 +52,8 @@ def test_evaluate(task: Path, images: Path, tmp_path: Path) -> None:
     told = _ok(
         "evaluate", "--delta", task, "--data", images, "--test-fraction", "0.25", "--predictions", predictions, "--json"
     )
-    found = json.loads(told)
-    assert found == json.loads((task.parent / "metrics.json").read_text())["test"]
+    got = json.loads(told)
+    assert got == json.loads((task.parent / "metrics.json").read_text())["test"]
     assert predictions.read_bytes() == (task.parent / "test_predictions.csv").read_bytes()
     compared = _ok("evaluate", "--compare", predictions, predictions)
     assert "0.0 [0.0, 0.0] points" in compared
@@ -89,6 +89,6 @@ def test_inspect_and_diff(task: Path) -> None:
     told = _ok("delta", "inspect", task)
     assert f"{SETTINGS['model']} at 32 px" in told
     assert "class0, class1, class2" in told
-    found = json.loads(_ok("delta", "diff", task, task, "--json"))
-    assert found["same"] is True
-    assert all(row["first"] == row["both"] and row["largest difference"] == 0 for row in found["tensors"])
+    got = json.loads(_ok("delta", "diff", task, task, "--json"))
+    assert got["same"] is True
+    assert all(row["first"] == row["both"] and row["largest difference"] == 0 for row in got["tensors"])

@@ -43,12 +43,12 @@ def unguarded(path: Path) -> list[str]:
     """Imports of such modules outside a `try`, in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tried = {node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    found = []
+    got = []
     for node in ast.walk(tree):
         if node not in tried and isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            found += [f"{path}: {name}" for name in names if name.partition(".")[0] in UNIX_ONLY]
-    return found
+            got += [f"{path}: {name}" for name in names if name.partition(".")[0] in UNIX_ONLY]
+    return got
 
 
 def test_no_file_imports_them_unguarded(tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ def test_declarations_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_check_passes_and_finds_every_planted_fault(key: str, tmp_path: Path) -> None:
     data_set = miniatures.build(key, tmp_path, train=60 if key == "kvasir-seg" else 6)
-    found = check(data_set, tmp_path)
-    assert found.faults == ()
-    assert found.counts == {name: n for name, n in data_set.counts._asdict().items() if n is not None}
+    got = check(data_set, tmp_path)
+    assert got.faults == ()
+    assert got.counts == {name: n for name, n in data_set.counts._asdict().items() if n is not None}
     assert check(declaration(key), tmp_path).faults  # the miniature is not the whole
     expected = miniatures.plant(data_set, tmp_path)
     faults = check(data_set, tmp_path).faults
@@ -72,9 +72,9 @@ def test_command_line_lists_all_faults_and_exits_with_2(tmp_path: Path) -> None:
     assert len(text.splitlines()) == len(faults) + 1
     status, text = run(*expected, "--json", "--no-duplicates", "--sample", 1)
     assert status == 2
-    found = json.loads(text)
-    assert found["opened"] == 3
-    assert not any("same image" in fault for fault in found["faults"])
+    got = json.loads(text)
+    assert got["opened"] == 3
+    assert not any("same image" in fault for fault in got["faults"])
 
 
 def test_list_info_and_prepare(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ CLASSES = [f"class {i}" for i in range(102)]
 
 
 def rule(key: str) -> Draw:
-    found = DRAWS[key]
-    assert isinstance(found, Draw)
-    return found
+    got = DRAWS[key]
+    assert isinstance(got, Draw)
+    return got
 
 
 def published_list(archive: str, name: str) -> list[tuple[str, int]]:

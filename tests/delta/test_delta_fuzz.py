@@ -332,15 +332,15 @@ def try_out(delta: Delta, model: nn.Module, before: list[bytes]) -> str:
 @pytest.fixture(scope="module")
 def bases() -> list[tuple[nn.Module, Task]]:
     """Deltas of all kinds: uniform, ragged, few, with buffers, in half precision."""
-    found = []
+    got = []
     for how, dtype, buffers in (
         (1, torch.float32, True),
         ("ragged", torch.float32, False),
         ("one", torch.bfloat16, False),
     ):
         model = Small().to(dtype)
-        found.append((model, made_up(model, choose(anatomy_of(model), how), buffers=buffers, metadata={"a": [1]})))
-    return found
+        got.append((model, made_up(model, choose(anatomy_of(model), how), buffers=buffers, metadata={"a": [1]})))
+    return got
 
 
 def test_altered_files(bases: list[tuple[nn.Module, Task]]) -> None:

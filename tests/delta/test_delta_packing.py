@@ -46,8 +46,8 @@ def test_places_survive(layers: list[Places]) -> None:
     tables, numbers = (
         unpack(pack(x, bits), bits, len(x)) for x, bits in ((t, bit_length(t)) for t in (tables, numbers))
     )
-    found = dict(decode_all(layouts, {n: (p.neurons, p.fan_in) for n, p in named.items()}, tables, numbers))
-    assert found == named
+    got = dict(decode_all(layouts, {n: (p.neurons, p.fan_in) for n, p in named.items()}, tables, numbers))
+    assert got == named
 
 
 @settings(max_examples=200, deadline=None)

@@ -63,9 +63,9 @@ def _pictures(count: int) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def _equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
+def _equal(result: torch.Tensor, wanted: torch.Tensor) -> None:
     """To 1e-4 of the largest logit, where that is over 1."""
-    torch.testing.assert_close(found.detach(), wanted, atol=1e-4 * max(1.0, float(wanted.abs().max())), rtol=0)
+    torch.testing.assert_close(result.detach(), wanted, atol=1e-4 * max(1.0, float(wanted.abs().max())), rtol=0)
 
 
 @torch.no_grad()
@@ -93,8 +93,8 @@ def test_onnx_equals_the_task_from_its_metadata_alone(name: str, tasks: dict[str
     session = onnxruntime.InferenceSession(made.out)
     for count in (1, 7):
         pictures = _pictures(count)
-        (found,) = session.run(["logits"], {"images": np.stack([_prepared(p, given) for p in pictures])})
-        _equal(torch.from_numpy(found), _own(tasks[name], pictures))
+        (result,) = session.run(["logits"], {"images": np.stack([_prepared(p, given) for p in pictures])})
+        _equal(torch.from_numpy(result), _own(tasks[name], pictures))
     assert [file.name for file in tmp_path.iterdir()] == ["task.onnx"]
 
 
@@ -106,8 +106,8 @@ def test_a_program_equals_the_task(name: str, tasks: dict[str, Path], tmp_path: 
     given = {key: v if isinstance(v, str) else json.dumps(v) for key, v in json.loads(held["fewtune.json"]).items()}
     for count in (1, 7):
         pictures = _pictures(count)
-        found = model(torch.from_numpy(np.stack([_prepared(p, given) for p in pictures])))
-        _equal(found, _own(tasks[name], pictures))
+        result = model(torch.from_numpy(np.stack([_prepared(p, given) for p in pictures])))
+        _equal(result, _own(tasks[name], pictures))
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -177,10 +177,10 @@ def test_int8_is_smaller_and_keeps_its_metadata(with_data: bool, tasks: dict[str
     file = tasks["efficientnet" if with_data else "vit"]
     made = export_task(file, "onnx", tmp_path / "task.onnx", int8=True, data=data, test_fraction=0.5)
     assert made.size < 0.8 * plain.size
-    found, held = open_onnx(plain.out), onnx.load(made.out)
+    result, held = open_onnx(plain.out), onnx.load(made.out)
     assert {entry.key: entry.value for entry in held.metadata_props}["quantised"] == "int8"
     batch = torch.randn(7, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    wanted, got = found(batch), open_onnx(made.out)(batch)
+    wanted, got = result(batch), open_onnx(made.out)(batch)
     assert 0 < float((got - wanted).norm() / wanted.norm()) < 0.25
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in held.graph.initializer)
     if with_data:

@@ -43,9 +43,9 @@ def _run(made: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _equal(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) -> None:
+def _equal(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) -> None:
     """To 1e-4 of the largest logit, where that is over 1."""
-    torch.testing.assert_close(found, wanted, atol=tolerance * max(1.0, float(wanted.abs().max())), rtol=0)
+    torch.testing.assert_close(got, wanted, atol=tolerance * max(1.0, float(wanted.abs().max())), rtol=0)
 
 
 @pytest.mark.parametrize(("to", "method"), [("onnx", "gps"), ("torch-export", "lora")])
@@ -78,11 +78,11 @@ def test_a_photograph_from_the_metadata_alone(data: Path, tmp_path: Path) -> Non
     picture, side = Image.open(data / "images" / "scene03.png").convert("RGB"), int(given["image_size"])
     pixels = np.asarray(picture.resize((side, side), Image.Resampling[given["interpolation"].upper()])) / 255
     scaled = (pixels - np.array(json.loads(given["mean"]))) / np.array(json.loads(given["std"]))
-    found = _run(made)(torch.from_numpy(scaled.transpose(2, 0, 1)[None].astype(np.float32)))
+    got = _run(made)(torch.from_numpy(scaled.transpose(2, 0, 1)[None].astype(np.float32)))
     task = load_task(file).backbone
     assert isinstance(task, Segmenter)
     with torch.no_grad():
-        _equal(found, task.model(Input(task)(picture)[0][None]), tolerance=0.02)
+        _equal(got, task.model(Input(task)(picture)[0][None]), tolerance=0.02)
 
 
 def test_what_masks_have_not(data: Path, tmp_path: Path) -> None:

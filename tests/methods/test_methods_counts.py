@@ -80,15 +80,15 @@ def timm_head(architecture: str) -> str:
 def test_spt_comes_near_its_budget_and_takes_the_most_sensitive(kind: str, structure: str) -> None:
     model = plain_model(kind)
     anatomy = describe(model, HEADS[kind])
-    found = sensitivity(model, [(pictures(kind), labels())], anatomy)
+    got = sensitivity(model, [(pictures(kind), labels())], anatomy)
     for budget in (300, anatomy.backbone_parameters // 30):
-        method = plan(found, model, anatomy, structure=structure, budget=budget, rank=2)  # type: ignore[arg-type]
+        method = plan(got, model, anatomy, structure=structure, budget=budget, rank=2)  # type: ignore[arg-type]
         added = method.insert(plain_model(kind), anatomy).parameters()
         trained = sum(p.numel() for p in added.values())
         trained += sum(math.prod(anatomy.shapes[n]) for n in method.whole) + sum(map(len, method.places.values()))
         assert trained == pytest.approx(budget, rel=0.25)
     for name, flat in method.places.items():
-        scores = anatomy.views[name].matrix(found[name]).flatten()
+        scores = anatomy.views[name].matrix(got[name]).flatten()
         chosen = torch.zeros(len(scores), dtype=torch.bool)
         chosen[flat] = True
         assert scores[chosen].min() >= scores[~chosen].max()
@@ -100,7 +100,7 @@ def test_sensitivity_is_the_squared_gradient_summed_over_batches() -> None:
     anatomy = describe(model, "head")
     model.requires_grad_(False)
     batches = [(pictures("vit") * scale, labels()) for scale in (1.0, -0.5)]
-    found = sensitivity(model, batches, anatomy)
+    got = sensitivity(model, batches, anatomy)
     assert model.training
     assert not any(p.requires_grad for p in model.parameters())
     model.eval().requires_grad_(True)
@@ -109,8 +109,8 @@ def test_sensitivity_is_the_squared_gradient_summed_over_batches() -> None:
         model.zero_grad()
         nn.functional.cross_entropy(model(images), targets).backward()
         expected = expected + model.blocks[0].attn.qkv.weight.grad ** 2
-    torch.testing.assert_close(found["blocks.0.attn.qkv.weight"], expected)
-    assert "head.weight" not in found
+    torch.testing.assert_close(got["blocks.0.attn.qkv.weight"], expected)
+    assert "head.weight" not in got
     endless = iter([(pictures("vit"), labels())] * (BATCHES + 3))
     sensitivity(model, endless, anatomy)
     assert len(list(endless)) == 3
@@ -123,26 +123,26 @@ def test_spt_refuses_what_it_cannot_work_with() -> None:
         sensitivity(model, [], anatomy)
     with pytest.raises(TuningError, match="not finite"):
         sensitivity(model, [(pictures("vit") * math.nan, labels())], anatomy)
-    found = sensitivity(model, [(pictures("vit"), labels())], anatomy)
+    got = sensitivity(model, [(pictures("vit"), labels())], anatomy)
     with pytest.raises(TuningError, match="less than the class token's 64"):
-        plan(found, model, anatomy, structure="lora", budget=64, rank=2)
+        plan(got, model, anatomy, structure="lora", budget=64, rank=2)
 
 
 def test_spt_trains_a_vector_whole_from_a_fifth_and_a_matrix_by_a_branch_from_a_tenth() -> None:
     """Sensitivities made by hand: 7 connections of one matrix, 9 of another, 13 and 12 numbers of two norms."""
     model = plain_model("vit")
     anatomy = describe(model, "head")
-    found = {name: torch.zeros(shape) for name, shape in anatomy.shapes.items()}
+    got = {name: torch.zeros(shape) for name, shape in anatomy.shapes.items()}
     proj, fc2 = "blocks.0.attn.proj.weight", "blocks.1.mlp.fc2.weight"
-    found[proj].view(-1)[torch.arange(0, 70, 10)] = 1.0
-    found[fc2].view(-1)[:40] = 1.0
-    found["blocks.0.norm1.weight"][:13] = 1.0  # of 64
-    found["blocks.0.norm2.weight"][:12] = 1.0
+    got[proj].view(-1)[torch.arange(0, 70, 10)] = 1.0
+    got[fc2].view(-1)[:40] = 1.0
+    got["blocks.0.norm1.weight"][:13] = 1.0  # of 64
+    got["blocks.0.norm2.weight"][:12] = 1.0
     sensitive = 7 + 40 + 13 + 12
     branch = 1 * (64 + anatomy.shapes[fc2][1])  # rank 1
     budget = 64 + 7 + branch + 64
     assert 40 * 10 >= branch > 7 * 10
-    method = plan(found, model, anatomy, structure="lora", budget=budget, rank=1)
+    method = plan(got, model, anatomy, structure="lora", budget=budget, rank=1)
     assert method.structured == ("blocks.1.mlp.fc2",)
     assert method.places.keys() == {proj}
     assert method.places[proj].tolist() == list(range(0, 70, 10))

@@ -45,9 +45,9 @@ def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", SETTINGS)
 def test_the_task_file_alone_evaluates_and_predicts(method: str, runs: Path, images: Path) -> None:
     file, metrics = runs / method / "delta.safetensors", json.loads((runs / method / "metrics.json").read_text())
-    found = evaluate(file, str(images), test_fraction=0.25)
-    assert found.report.accuracy.value == metrics["test"]["accuracy"]["value"]
-    assert found.report.calibration_error == pytest.approx(metrics["test"]["calibration_error"])
+    got = evaluate(file, str(images), test_fraction=0.25)
+    assert got.report.accuracy.value == metrics["test"]["accuracy"]["value"]
+    assert got.report.calibration_error == pytest.approx(metrics["test"]["calibration_error"])
     assert len(predict(file, [images / "class0"])) == 12
     task = load_task(file)
     assert task.delta.metadata["method"] == method

@@ -139,10 +139,10 @@ def test_autocast_and_drop_path(method: str, kind: str) -> None:
     model = tuner.model.float().train()
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = logits(model(pictures(kind).float()))
-    F.cross_entropy(found.float(), labels()).backward()
+        got = logits(model(pictures(kind).float()))
+    F.cross_entropy(got.float(), labels()).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in tuner.parameters())
-    assert found.dtype is torch.bfloat16
+    assert got.dtype is torch.bfloat16
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_model_without_a_head_and_a_method_put_in_twice_are_refused() -> None:
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_scale_and_shift_are_along_the_channels(axis: int) -> None:
     pair, x = ScaleShift(4, axis).double(), torch.randn(2, 4, 5, 4, dtype=torch.double)
-    found = pair(x)
+    got = pair(x)
     for channel in range(4):
         expected = x.select(axis, channel) * pair.scale[channel] + pair.shift[channel]
-        assert torch.equal(found.select(axis, channel), expected)
+        assert torch.equal(got.select(axis, channel), expected)

@@ -54,8 +54,8 @@ def test_a_method_in_the_image_encoder_trains_saves_and_loads(name: str, segment
     if name.startswith("spt"):
         anatomy = describe(model, segmenter.head)
         batch = (images(), torch.zeros(1))
-        found = sensitivity(model, [batch], anatomy, lambda model, x, _: model(x).square().mean())
-        method: Modules = plan(found, model, anatomy, structure=name[4:], budget=3_000, rank=2)  # type: ignore[arg-type]
+        got = sensitivity(model, [batch], anatomy, lambda model, x, _: model(x).square().mean())
+        method: Modules = plan(got, model, anatomy, structure=name[4:], budget=3_000, rank=2)  # type: ignore[arg-type]
     else:
         method = METHODS[name]
     tuner = Inserted(model, segmenter.head, method)

@@ -36,9 +36,9 @@ def test_in_a_vit_prompts_stand_between_class_token_and_patches(kind: str, deep:
             x = block(x)
         x = torch.cat([x[:, :first], x[:, first + 3 :]], dim=1)
         expected = plain.forward_head(plain.norm(x))
-    found = output(model, kind)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    assert (found - output(plain, kind)).abs().max() > 1e-3
+    got = output(model, kind)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert (got - output(plain, kind)).abs().max() > 1e-3
 
 
 def attended(attention: nn.Module, tokens: Tensor, count: int, mask: Tensor | None) -> Tensor:
@@ -90,9 +90,9 @@ def test_in_a_swin_prompts_join_every_window(deep: bool) -> None:
                     tokens = left.pop(0) if deep else tokens
                     x, tokens = block_by_hand(block, x, tokens)
             expected.append(plain.forward_head(plain.norm(x)[None])[0])
-        found = model.eval()(pictures("swin", 2))
+        got = model.eval()(pictures("swin", 2))
     assert any(block.attn_mask is not None for stage in plain.layers for block in stage.blocks)
-    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-12)
+    torch.testing.assert_close(got, torch.stack(expected), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin"])

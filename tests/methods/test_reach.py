@@ -46,8 +46,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
 
 
 def output(model: nn.Module, images: Tensor) -> Tensor:
-    found = model(images)
-    return getattr(found, "logits", found)
+    got = model(images)
+    return getattr(got, "logits", got)
 
 
 @pytest.fixture(params=MODELS)

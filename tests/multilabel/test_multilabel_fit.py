@@ -56,12 +56,12 @@ def test_a_run_learns_and_says_what_it_measured(run: Result) -> None:
 def test_thresholds_are_chosen_on_validation_images_and_lie_in_the_task_file(run: Result) -> None:
     work = prepare(recipe_from(load_task_file(run.folder.delta).metadata["recipe"]))
     tuned = load_task(run.folder.delta)
-    found = [
+    got = [
         (tuned.backbone.model(image[None]), label)
         for image, label in map(work.evaluated(work.data.val).__getitem__, range(len(work.data.val)))
     ]
-    scores = torch.cat([logits for logits, _ in found]).detach().sigmoid()
-    labels = torch.stack([label for _, label in found])
+    scores = torch.cat([logits for logits, _ in got]).detach().sigmoid()
+    labels = torch.stack([label for _, label in got])
     recorded = load_task_file(run.folder.delta).metadata["thresholds"]
     assert recorded == pytest.approx(best_thresholds(scores, labels), abs=1e-4)
     assert list(run.metrics["test"]["thresholds"]) == recorded
@@ -74,13 +74,13 @@ def test_thresholds_are_chosen_on_validation_images_and_lie_in_the_task_file(run
 
 def test_evaluate_scores_the_same_test_images_again(run: Result, tmp_path: Path) -> None:
     data = run.metrics["data"]
-    found = evaluate(run.folder.delta, data, accelerator="cpu")
-    test = found.to_json()
+    got = evaluate(run.folder.delta, data, accelerator="cpu")
+    test = got.to_json()
     assert test.pop("data")["split_again"]["test_fraction"] == 0.25
     assert test.keys() == run.metrics["test"].keys()
     for key, value in test.items():
         assert value == pytest.approx(run.metrics["test"][key], abs=1e-4) or isinstance(value, list), key
-    assert found.tables()[1][0].keys() >= {"average precision", "threshold"}
+    assert got.tables()[1][0].keys() >= {"average precision", "threshold"}
     apart = evaluate(run.folder.delta, data, accelerator="cpu", include_training=True).to_json()
     assert apart["training_images"]["images"] == 45
 
@@ -101,9 +101,9 @@ def test_predict_needs_no_labels_and_one_bad_image_loses_no_other(run: Result, t
 def test_two_runs_are_compared_and_reported(run: Result, tmp_path: Path) -> None:
     recipe = tiny_recipe(run.metrics["data"], **SETTINGS | {"method": "linear", "epochs": 2})
     other = fit(recipe, tmp_path / "linear")
-    found = compare(other.folder.predictions, run.folder.predictions)
+    got = compare(other.folder.predictions, run.folder.predictions)
     gap = run.metrics["test"]["map"]["value"] - other.metrics["test"]["map"]["value"]
-    assert found.differences["map"].value == pytest.approx(gap, abs=1e-5)
+    assert got.differences["map"].value == pytest.approx(gap, abs=1e-5)
     page = write_report([run.folder.path], tmp_path / "one.html").read_text()
     assert "mean average precision" in page
     assert "The worst images" in page
@@ -187,14 +187,14 @@ def test_on_mosaics_of_eurosat_the_measures_are_scikit_learn_s_and_torchmetrics(
     rows, test = rows_of(run.folder.predictions), run.metrics["test"]
     names = test["class_names"]
     truth = np.array([[name in row["labels"].split(";") for name in names] for row in rows], dtype=int)
-    found = np.array([[float(row[f"p({name})"]) for name in names] for row in rows])
+    got = np.array([[float(row[f"p({name})"]) for name in names] for row in rows])
     hits = np.array([[name in row["predictions"].split(";") for name in names] for row in rows], dtype=int)
     present = truth.any(0)
-    expected = average_precision_score(truth[:, present], found[:, present], average="macro")
+    expected = average_precision_score(truth[:, present], got[:, present], average="macro")
     assert test["map"]["value"] == pytest.approx(expected, abs=1e-4)  # probabilities are written with six digits
     assert test["f1_micro"] == pytest.approx(f1_score(truth, hits, average="micro"))
     assert test["f1_images"]["value"] == pytest.approx(f1_score(truth, hits, average="samples", zero_division=1))
-    scores, labels = torch.from_numpy(found[:, present]), torch.from_numpy(truth[:, present])
+    scores, labels = torch.from_numpy(got[:, present]), torch.from_numpy(truth[:, present])
     theirs = MultilabelAveragePrecision(int(present.sum()), average="macro")(scores, labels)
     assert test["map"]["value"] == pytest.approx(float(theirs), abs=1e-4)
     theirs = MultilabelF1Score(int(present.sum()), average="macro")(torch.from_numpy(hits[:, present]), labels)

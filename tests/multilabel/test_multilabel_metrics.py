@@ -26,20 +26,20 @@ def made_up(images: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 def test_measures_equal_scikit_learns() -> None:
     scores, labels = made_up()
     thresholds = (0.5, 0.4, 0.6, 0.5)
-    found = report(scores, labels, NAMES, thresholds)
+    got = report(scores, labels, NAMES, thresholds)
     y, p = labels.numpy(), scores.numpy()
     hits = p >= np.float32(thresholds)
-    assert found.map.value == pytest.approx(average_precision_score(y[:, :3], p[:, :3], average="macro"), abs=1e-6)
-    assert found.average_precision[3] is None
+    assert got.map.value == pytest.approx(average_precision_score(y[:, :3], p[:, :3], average="macro"), abs=1e-6)
+    assert got.average_precision[3] is None
     each = {"average": None, "zero_division": 0}
-    assert found.f1_by_class == pytest.approx(f1_score(y, hits, **each))
-    assert found.precision == pytest.approx(precision_score(y, hits, **each))
-    assert found.recall == pytest.approx(recall_score(y, hits, **each))
-    assert found.f1.value == pytest.approx(f1_score(y[:, :3], hits[:, :3], average="macro"))
-    assert found.f1_micro == pytest.approx(f1_score(y, hits, average="micro"))
-    assert found.f1_images.value == pytest.approx(f1_score(y, hits, average="samples", zero_division=1))
-    assert found.support == tuple(y.sum(0))
-    for interval in (found.map, found.f1, found.f1_images):
+    assert got.f1_by_class == pytest.approx(f1_score(y, hits, **each))
+    assert got.precision == pytest.approx(precision_score(y, hits, **each))
+    assert got.recall == pytest.approx(recall_score(y, hits, **each))
+    assert got.f1.value == pytest.approx(f1_score(y[:, :3], hits[:, :3], average="macro"))
+    assert got.f1_micro == pytest.approx(f1_score(y, hits, average="micro"))
+    assert got.f1_images.value == pytest.approx(f1_score(y, hits, average="samples", zero_division=1))
+    assert got.support == tuple(y.sum(0))
+    for interval in (got.map, got.f1, got.f1_images):
         assert interval.low < interval.value < interval.high
 
 

@@ -126,7 +126,7 @@ def test_criteria_that_look_at_images(work: Work, gradient: Scores, name: str) -
 
 
 def test_head_ce_is_the_gradient_of_cross_entropy_through_the_fresh_head(work: Work, gradient: Scores) -> None:
-    found = _scores(work, objective="cross_entropy")
+    got = _scores(work, objective="cross_entropy")
     model, seen = work.backbone.model, []
 
     def spy(model: torch.nn.Module, inputs: Any, labels: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ def test_head_ce_is_the_gradient_of_cross_entropy_through_the_fresh_head(work: W
     expected = fewtune.gradient_importance(model, [(x, y) for x, y, _ in loader], spy, work.backbone.head)
     assert len(seen) == len(loader)
     for name, value in expected.items():
-        assert torch.allclose(found[name], value, atol=1e-7)
-        assert not torch.allclose(found[name] / found[name].max(), gradient[name] / gradient[name].max(), atol=1e-2)
+        assert torch.allclose(got[name], value, atol=1e-7)
+        assert not torch.allclose(got[name] / got[name].max(), gradient[name] / gradient[name].max(), atol=1e-2)
 
 
 def test_magnitude_takes_the_largest_weights_of_every_neuron(work: Work) -> None:
@@ -206,7 +206,7 @@ def test_blocks_are_left_out_one_by_one_or_the_first(
 )
 def test_a_variant_is_trained_saved_and_loaded(images: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     result = fit(tiny_recipe(images, epochs=1, **settings), tmp_path / "run")
-    found = evaluate(result.folder.delta, str(images), test_fraction=0.25)
-    assert found.report.to_json() == result.metrics["test"]
+    got = evaluate(result.folder.delta, str(images), test_fraction=0.25)
+    assert got.report.to_json() == result.metrics["test"]
     delta = fewtune.load_delta(result.folder.delta)
     assert delta.selection() == Selection.load(result.folder.selection)

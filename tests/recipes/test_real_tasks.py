@@ -44,11 +44,11 @@ def test_a_recipe_on_its_real_task(task: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     said = run("data", "check", f"vtab/{task}", "--data", root, "--counts", f"test={tested}", "--sample", 100)
     assert f"is whole: 800 train, 200 val, {tested:,} test" in said
-    found = json.loads(run("fit", f"vtab/{task}", "--data", root, "--out", tmp_path / "run", "--json", *QUICK))
-    assert tuple(found["test"]["class_names"][:2]) == classes
-    assert found["train_images"] == 250
+    got = json.loads(run("fit", f"vtab/{task}", "--data", root, "--out", tmp_path / "run", "--json", *QUICK))
+    assert tuple(got["test"]["class_names"][:2]) == classes
+    assert got["train_images"] == 250
     again = json.loads(
         run("evaluate", "--delta", tmp_path / "run/delta.safetensors", "--data", f"task:vtab/{task}?root={root}",
             "--limit-test", 110, "--accelerator", "cpu", "--json")
     )  # fmt: skip
-    assert again["accuracy"]["value"] == found["test"]["accuracy"]["value"]
+    assert again["accuracy"]["value"] == got["test"]["accuracy"]["value"]

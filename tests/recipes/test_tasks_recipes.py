@@ -190,12 +190,12 @@ def test_command_line(tmp_path: Path) -> None:
     miniature("vtab/kitti", tmp_path, 16)
     out = tmp_path / "run"
     small = ("model=timm:test_vit", "image_size=32", "epochs=1", "pretrained=false", "accelerator=cpu")
-    found = json.loads(run("fit", "vtab/kitti", "--data", tmp_path, "--out", out, "--json", *small))
-    assert found["data"] == f"task:vtab-kitti?root={tmp_path}"
+    got = json.loads(run("fit", "vtab/kitti", "--data", tmp_path, "--out", out, "--json", *small))
+    assert got["data"] == f"task:vtab-kitti?root={tmp_path}"
     tested = json.loads(
-        run("evaluate", "--delta", out / "delta.safetensors", "--data", found["data"], "--accelerator", "cpu", "--json")
+        run("evaluate", "--delta", out / "delta.safetensors", "--data", got["data"], "--accelerator", "cpu", "--json")
     )
-    assert tested["accuracy"]["value"] == found["test"]["accuracy"]["value"]
+    assert tested["accuracy"]["value"] == got["test"]["accuracy"]["value"]
 
 
 def test_wheel_holds_the_recipes(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_fit_evaluate_predict_through_the_command_line(
     assert float(row["test_iou_value"]) == metrics["test"]["iou"]["value"]
     delta, sheet, scored = out / "delta.safetensors", tmp_path / "sheet.png", tmp_path / "scored.csv"
     common = ["--data", images, "--test-fraction", 0.25, "--accelerator", "cpu"]
-    found = json.loads(run("evaluate", "--delta", delta, *common, "--predictions", scored, "--sheet", sheet, "--json"))
-    assert found["dice"]["value"] == pytest.approx(metrics["test"]["dice"]["value"], abs=1e-6)
-    assert set(found) == {"images", *NAMES}
+    got = json.loads(run("evaluate", "--delta", delta, *common, "--predictions", scored, "--sheet", sheet, "--json"))
+    assert got["dice"]["value"] == pytest.approx(metrics["test"]["dice"]["value"], abs=1e-6)
+    assert set(got) == {"images", *NAMES}
     again, first = read_measures(scored), read_measures(out / "test_predictions.csv")
     assert again.keys() == first.keys()
     assert all(values == pytest.approx(first[name], abs=1e-6) for name, values in again.items())
@@ -142,10 +142,10 @@ def test_zero_shot_and_comparison(trained: tuple[Path, dict], images: Path, tmp_
     model = load_segmenter(source, image_size=32, pretrained=False)
     torch.save(model.model.backbone.state_dict(), tmp_path / "backbone.pth")
     named = ["--model", f"file:{tmp_path / 'backbone.pth'}", "--arch", source]
-    found = json.loads(run("evaluate", *named, *common, "--predictions", before, "--json"))
-    assert found["images"] == 6
+    got = json.loads(run("evaluate", *named, *common, "--predictions", before, "--json"))
+    assert got["images"] == 6
     gap = json.loads(run("evaluate", "--compare", before, out / "test_predictions.csv", "--json"))
-    expected = printed["test"]["dice"]["value"] - found["dice"]["value"]
+    expected = printed["test"]["dice"]["value"] - got["dice"]["value"]
     assert gap["dice"]["value"] == pytest.approx(expected, abs=1e-6)
     assert gap["dice"]["low"] <= expected <= gap["dice"]["high"]
     assert "minus" in run("evaluate", "--compare", before, out / "test_predictions.csv")
@@ -161,8 +161,8 @@ def test_other_methods(images: Path, tmp_path: Path, method: str) -> None:
     """`linear` trains the decoder alone, by steps: there is no probe to converge."""
     result = fit(recipe(images, method=method, lr=1e-3), tmp_path / method)
     assert len(json.loads((tmp_path / method / "history.json").read_text())) == 3
-    found = evaluate(str(images), delta=result.folder.delta, test_fraction=0.25, accelerator="cpu")
-    assert found.report.to_json()["dice"] == pytest.approx(result.metrics["test"]["dice"], abs=1e-6)
+    got = evaluate(str(images), delta=result.folder.delta, test_fraction=0.25, accelerator="cpu")
+    assert got.report.to_json()["dice"] == pytest.approx(result.metrics["test"]["dice"], abs=1e-6)
     segmenter = load_segmenter("timm:test_vit", image_size=32, pretrained=False)
     decoder = sum(p.numel() for p in segmenter.model.decoder.parameters())
     whole = sum(p.numel() for p in segmenter.model.parameters())
@@ -174,8 +174,8 @@ def test_other_methods(images: Path, tmp_path: Path, method: str) -> None:
 def test_methods_that_add_modules(images: Path, tmp_path: Path, method: str) -> None:
     """Their task files are evaluated and drawn from like those of GPS."""
     result = fit(recipe(images, method=method, lr=1e-3, epochs=1), tmp_path / method)
-    found = evaluate(str(images), delta=result.folder.delta, test_fraction=0.25, accelerator="cpu")
-    assert found.report.to_json()["mae"] == pytest.approx(result.metrics["test"]["mae"], abs=1e-6)
+    got = evaluate(str(images), delta=result.folder.delta, test_fraction=0.25, accelerator="cpu")
+    assert got.report.to_json()["mae"] == pytest.approx(result.metrics["test"]["mae"], abs=1e-6)
     rows = json.loads(
         run("predict", images / "images/scene00.png", "--delta", result.folder.delta, "--out", tmp_path, "--json")
     )

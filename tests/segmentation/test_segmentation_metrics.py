@@ -68,9 +68,9 @@ def test_equal_to_py_sod_metrics(kind: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_dice_and_iou_are_scikit_learns(kind: str, seed: int) -> None:
     p, truth = pair(kind, seed)
-    found, mask, flat = measure(p, truth), (p >= 0.5).ravel(), truth.ravel()
-    assert found.dice == pytest.approx(f1_score(flat, mask, zero_division=1.0), abs=1e-9)
-    assert found.iou == pytest.approx(jaccard_score(flat, mask, zero_division=1.0), abs=1e-9)
+    got, mask, flat = measure(p, truth), (p >= 0.5).ravel(), truth.ravel()
+    assert got.dice == pytest.approx(f1_score(flat, mask, zero_division=1.0), abs=1e-9)
+    assert got.iou == pytest.approx(jaccard_score(flat, mask, zero_division=1.0), abs=1e-9)
 
 
 def test_nothing_in_nothing_is_right() -> None:
@@ -127,12 +127,12 @@ def test_more_false_positives_cost_more() -> None:
 
 def test_means_are_over_images_and_not_over_pixels() -> None:
     small, large = np.ones((4, 4), dtype=bool), np.ones((400, 400), dtype=bool)
-    found = mask_report([measure(np.ones((4, 4)), small), measure(np.zeros((400, 400)), large)])
-    assert found.images == 2
-    assert found.dice.value == 0.5
-    assert found.dice.low == 0
-    assert found.dice.high == 1
-    assert set(found.to_json()) == {"images", *NAMES}
+    got = mask_report([measure(np.ones((4, 4)), small), measure(np.zeros((400, 400)), large)])
+    assert got.images == 2
+    assert got.dice.value == 0.5
+    assert got.dice.low == 0
+    assert got.dice.high == 1
+    assert set(got.to_json()) == {"images", *NAMES}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,6 @@ def test_measures_of_a_line_of_pixels_are_numbers() -> None:
     """A picture of one row: py-sod-metrics gives NaN."""
     truth = np.zeros((1, 10), dtype=bool)
     truth[0, 3:6] = True
-    found = measure(np.linspace(0, 1, 10)[None], truth)
-    assert isinstance(found, MaskMeasures)
-    assert all(np.isfinite(getattr(found, name)) for name in NAMES)
+    got = measure(np.linspace(0, 1, 10)[None], truth)
+    assert isinstance(got, MaskMeasures)
+    assert all(np.isfinite(getattr(got, name)) for name in NAMES)

@@ -90,8 +90,8 @@ def test_the_whole_graphs_figures() -> None:
 def test_a_disc_is_found_at_every_size(size: int) -> None:
     segmenter = load_segmenter(SOURCE, image_size=size)
     image, mask = disc(size)
-    found = seen(segmenter, image) > 0
-    overlap = float((found & (mask > 0)).sum() / (found | (mask > 0)).sum())
+    result = seen(segmenter, image) > 0
+    overlap = float((result & (mask > 0)).sum() / (result | (mask > 0)).sum())
     assert overlap > 0.8
     assert segmenter.model(image).shape == (1, 1, 8 * size // 14, 8 * size // 14)
 

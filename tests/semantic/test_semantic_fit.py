@@ -94,12 +94,12 @@ def test_masks_are_pngs_of_class_numbers_with_a_palette(run: Result, tmp_path: P
 
 
 def test_evaluate_scores_the_same_test_images_and_draws_a_sheet(run: Result, tmp_path: Path) -> None:
-    found = evaluate(run.folder.delta, run.metrics["data"], accelerator="cpu")
-    told = found.to_json()
+    got = evaluate(run.folder.delta, run.metrics["data"], accelerator="cpu")
+    told = got.to_json()
     assert told.pop("data")["split_again"]["test_fraction"] == 0.25
     assert told["confusion"] == run.metrics["test"]["confusion"]
-    assert [row["class"] for row in found.tables()[1]] == list(NAMES)
-    found.draw(3, tmp_path / "sheet.png")
+    assert [row["class"] for row in got.tables()[1]] == list(NAMES)
+    got.draw(3, tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height > 3 * 160
     apart = evaluate(run.folder.delta, run.metrics["data"], accelerator="cpu", include_training=True).to_json()
     assert apart["training_images"]["images"] == 18

@@ -27,25 +27,25 @@ def made_up(images: int = 6) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def test_measures_equal_scikit_learns_and_torchmetrics() -> None:
     predicted, truth = made_up()
-    found = report([confusion_of(p, t, CLASSES, IGNORE) for p, t in zip(predicted, truth, strict=True)], tuple("abcd"))
+    got = report([confusion_of(p, t, CLASSES, IGNORE) for p, t in zip(predicted, truth, strict=True)], tuple("abcd"))
     p, y = (np.concatenate([one.ravel() for one in many]) for many in (predicted, truth))
     kept = y != IGNORE
     labels = list(range(CLASSES))
-    assert np.array_equal(found.confusion, confusion_matrix(y[kept], p[kept], labels=labels))
+    assert np.array_equal(got.confusion, confusion_matrix(y[kept], p[kept], labels=labels))
     iou = jaccard_score(y[kept], p[kept], labels=labels, average=None)
     dice = f1_score(y[kept], p[kept], labels=labels, average=None)
-    assert found.iou_by_class[:3] == pytest.approx(iou[:3])
-    assert found.dice_by_class[:3] == pytest.approx(dice[:3])
-    assert found.iou_by_class[3] is found.dice_by_class[3] is None
-    assert found.miou.value == pytest.approx(iou[:3].mean())
-    assert found.mdice.value == pytest.approx(dice[:3].mean())
-    assert found.accuracy == pytest.approx((y == p)[kept].mean())
+    assert got.iou_by_class[:3] == pytest.approx(iou[:3])
+    assert got.dice_by_class[:3] == pytest.approx(dice[:3])
+    assert got.iou_by_class[3] is got.dice_by_class[3] is None
+    assert got.miou.value == pytest.approx(iou[:3].mean())
+    assert got.mdice.value == pytest.approx(dice[:3].mean())
+    assert got.accuracy == pytest.approx((y == p)[kept].mean())
     options = {"num_classes": CLASSES, "average": "none", "ignore_index": IGNORE}
     theirs = multiclass_jaccard_index(torch.from_numpy(p).long(), torch.from_numpy(y).long(), **options)
-    assert found.iou_by_class[:3] == pytest.approx(theirs[:3].tolist(), abs=1e-6)
+    assert got.iou_by_class[:3] == pytest.approx(theirs[:3].tolist(), abs=1e-6)
     theirs = multiclass_f1_score(torch.from_numpy(p).long(), torch.from_numpy(y).long(), **options)
-    assert found.dice_by_class[:3] == pytest.approx(theirs[:3].tolist(), abs=1e-6)
-    for interval in (found.miou, found.mdice, found.dice):
+    assert got.dice_by_class[:3] == pytest.approx(theirs[:3].tolist(), abs=1e-6)
+    for interval in (got.miou, got.mdice, got.dice):
         assert interval.low < interval.value < interval.high
 
 
@@ -73,15 +73,15 @@ def test_the_loss_is_cross_entropy_and_soft_dice_of_each_image() -> None:
     masks = torch.randint(0, 2, (2, 5, 6), generator=generator)  # the last class is in no mask
     masks[0, :2] = IGNORE
     masks[1] = IGNORE  # an image in which nothing counts
-    found = class_mask_loss(logits, masks, IGNORE)
+    got = class_mask_loss(logits, masks, IGNORE)
     p, y = logits.softmax(1)[0][:, 2:], masks[0, 2:]
     entropy = torch.nn.functional.cross_entropy(logits[:1, :, 2:], y[None])
     dice = [2 * p[c][y == c].sum() / (p[c].sum() + (y == c).sum()) for c in (0, 1)]
     torch.testing.assert_close(mask_cross_entropy(logits, masks)[0], entropy)
     torch.testing.assert_close(soft_dice_loss(logits, masks)[0], 1 - (dice[0] + dice[1]) / 2)
-    torch.testing.assert_close(found[0], entropy + 1 - (dice[0] + dice[1]) / 2)
-    assert found[1] == 0
-    found.sum().backward()
+    torch.testing.assert_close(got[0], entropy + 1 - (dice[0] + dice[1]) / 2)
+    assert got[1] == 0
+    got.sum().backward()
     assert logits.grad is not None
     assert not logits.grad[0, :, :2].any()
     assert not logits.grad[1].any()

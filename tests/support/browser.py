@@ -38,8 +38,8 @@ class Seen:
         """What axe-core calls a serious or critical fault of accessibility."""
         from axe_playwright_python.sync_playwright import Axe
 
-        found = Axe().run(self.page).response["violations"]
-        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in SERIOUS]
+        got = Axe().run(self.page).response["violations"]
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in got if one["impact"] in SERIOUS]
 
 
 @contextmanager

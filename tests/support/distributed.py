@@ -29,14 +29,14 @@ class Results:
 
     def of(self, name: str) -> list[Any]:
         """The results of a scenario by process; an error in a scenario fails the test that asks for it."""
-        found = []
+        got = []
         for rank in range(PROCESSES):
             path = self.folder / f"{name}.{rank}.pt"
             assert path.exists(), f"process {rank} never came to {name}: {self.folder}"
             result = torch.load(path, weights_only=False)
             assert not isinstance(result, Failed), f"process {rank}:\n{result.trace}"
-            found.append(result)
-        return found
+            got.append(result)
+        return got
 
 
 class Failed:

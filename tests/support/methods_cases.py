@@ -70,9 +70,9 @@ def labels(count: int = 3) -> Tensor:
 def spt(structure: Any, model: nn.Module, kind: str) -> SPT:
     """A plan of a twentieth of the model, by its own gradients."""
     anatomy = describe(model, HEADS[kind])
-    found = sensitivity(model, [(pictures(kind), labels())], anatomy)
+    got = sensitivity(model, [(pictures(kind), labels())], anatomy)
     budget = anatomy.backbone_parameters // 20
-    return plan(found, model, anatomy, structure=structure, budget=budget, rank=2)
+    return plan(got, model, anatomy, structure=structure, budget=budget, rank=2)
 
 
 METHODS: dict[str, Callable[[nn.Module, str], Modules]] = {

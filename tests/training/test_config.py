@@ -95,8 +95,8 @@ def test_changed_copies_are_checked() -> None:
 
 def test_lists_on_the_command_line() -> None:
     given = {"model": "timm:test_vit", "data": "x"}
-    found = read_recipe([], ["search_k=1,5", "search_lr=1e-3, 2e-3", "exclude=stem*"], **given)
-    assert (found.search_k, found.search_lr, found.exclude) == ((1.0, 5.0), (1e-3, 2e-3), ("stem*",))
+    got = read_recipe([], ["search_k=1,5", "search_lr=1e-3, 2e-3", "exclude=stem*"], **given)
+    assert (got.search_k, got.search_lr, got.exclude) == ((1.0, 5.0), (1e-3, 2e-3), ("stem*",))
     assert read_recipe([], ["search_k=[1,5]", "exclude=head,*stem"], **given).exclude == ("head", "*stem")
     assert read_recipe([], ["search_k=2"], **given).search_k == (2.0,)
 

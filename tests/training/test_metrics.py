@@ -14,14 +14,14 @@ from fewtune.metrics import bootstrap, paired_bootstrap, wilson
 def test_report_of_a_small_hand_made_case() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     predicted = torch.tensor([0, 0, 0, 1, 1, 0, 2, 2])
-    found = report(torch.eye(4)[predicted], labels, ("a", "b", "c", "absent"))
-    assert found.accuracy.value == 6 / 8
-    assert found.balanced_accuracy == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)  # the absent class does not count
-    assert found.recall == pytest.approx((3 / 4, 1 / 2, 1, 0))
-    assert found.precision == pytest.approx((3 / 4, 1 / 2, 1, 0))
-    assert found.support == (4, 2, 2, 0)
-    assert found.confusion == ((3, 1, 0, 0), (1, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 0))
-    assert found.calibration_error == pytest.approx(2 / 8)  # always sure, wrong in a quarter of the cases
+    got = report(torch.eye(4)[predicted], labels, ("a", "b", "c", "absent"))
+    assert got.accuracy.value == 6 / 8
+    assert got.balanced_accuracy == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)  # the absent class does not count
+    assert got.recall == pytest.approx((3 / 4, 1 / 2, 1, 0))
+    assert got.precision == pytest.approx((3 / 4, 1 / 2, 1, 0))
+    assert got.support == (4, 2, 2, 0)
+    assert got.confusion == ((3, 1, 0, 0), (1, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 0))
+    assert got.calibration_error == pytest.approx(2 / 8)  # always sure, wrong in a quarter of the cases
 
 
 def test_calibration_error_is_the_binned_formula() -> None:
@@ -34,18 +34,18 @@ def test_calibration_error_is_the_binned_formula() -> None:
         if inside.any():
             gap = (predicted[inside] == labels[inside]).float().mean() - confidence[inside].mean()
             slow += float(inside.float().mean() * gap.abs())
-    found = report(probabilities, labels, tuple("abcde"))
-    assert found.calibration_error == pytest.approx(slow, abs=1e-5)
+    got = report(probabilities, labels, tuple("abcde"))
+    assert got.calibration_error == pytest.approx(slow, abs=1e-5)
 
 
 def test_bootstrap_of_hits_matches_slow_resampling() -> None:
     rng = np.random.default_rng(1)
     hits = (rng.random(200) < 0.8).astype(float)
     slow = np.array([rng.choice(hits, 200).mean() for _ in range(4000)])
-    found = bootstrap(hits, samples=4000)
-    assert found.value == hits.mean()
-    assert found.low == pytest.approx(np.quantile(slow, 0.025), abs=0.01)
-    assert found.high == pytest.approx(np.quantile(slow, 0.975), abs=0.01)
+    got = bootstrap(hits, samples=4000)
+    assert got.value == hits.mean()
+    assert got.low == pytest.approx(np.quantile(slow, 0.025), abs=0.01)
+    assert got.high == pytest.approx(np.quantile(slow, 0.975), abs=0.01)
     assert bootstrap(hits) == bootstrap(hits)
 
 
@@ -53,11 +53,11 @@ def test_paired_bootstrap_is_narrower_than_unpaired_and_has_the_right_sign() -> 
     rng = np.random.default_rng(2)
     worse = (rng.random(1000) < 0.7).astype(float)
     better = np.maximum(worse, (rng.random(1000) < 0.1).astype(float))
-    found = paired_bootstrap(worse, better)
-    assert found.value == pytest.approx(better.mean() - worse.mean())
-    assert 0 < found.low < found.value < found.high
+    got = paired_bootstrap(worse, better)
+    assert got.value == pytest.approx(better.mean() - worse.mean())
+    assert 0 < got.low < got.value < got.high
     unpaired = 2 * 1.96 * np.sqrt(worse.var() / 1000 + better.var() / 1000)
-    assert found.high - found.low < unpaired / 2
+    assert got.high - got.low < unpaired / 2
     same = paired_bootstrap(worse, worse)
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
@@ -66,8 +66,8 @@ def test_the_interval_of_an_accuracy_is_wilsons() -> None:
     """By its formula; of n right among n it does not say that all others would be right too."""
     n, p, z = 40, 0.7, 1.959963984540054
     middle, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2) / (1 + z**2 / n)
-    found = wilson(np.arange(n) < n * p)
-    assert (found.value, found.low, found.high) == pytest.approx((p, middle - half, middle + half))
+    got = wilson(np.arange(n) < n * p)
+    assert (got.value, got.low, got.high) == pytest.approx((p, middle - half, middle + half))
     labels = torch.arange(20) % 2
     sure = report(torch.eye(2)[labels], labels, ("a", "b")).accuracy
     assert (sure.value, sure.high) == (1, 1)

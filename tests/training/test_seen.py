@@ -52,19 +52,19 @@ def test_an_undivided_folder_is_split_as_for_training(run: Any, images: Path, tm
     moved = shutil.copytree(images, tmp_path / "moved")
     said: list[str] = []
     for data in (images, moved):
-        found = evaluate(run.folder.delta, str(data), progress=said.append)
-        told = found.to_json()
+        got = evaluate(run.folder.delta, str(data), progress=said.append)
+        told = got.to_json()
         assert told.pop("data") == {"split_again": {"seed": 3, "val_fraction": 0.2, "test_fraction": 0.25}}
         assert told == run.metrics["test"]
         assert [line for line in said if "split as for training" in line and "9 images" in line]
 
 
 def test_what_was_trained_on_is_reported_apart_when_asked_for(run: Any, images: Path) -> None:
-    found = evaluate(run.folder.delta, str(images), include_training=True)
-    assert found.report.to_json() == run.metrics["test"]
-    assert found.training.images == 27
-    assert [row["trained_on"] for row in found.rows] == [0] * 9 + [1] * 27
-    assert len(found.tables()) == 4
+    got = evaluate(run.folder.delta, str(images), include_training=True)
+    assert got.report.to_json() == run.metrics["test"]
+    assert got.training.images == 27
+    assert [row["trained_on"] for row in got.rows] == [0] * 9 + [1] * 27
+    assert len(got.tables()) == 4
 
 
 def test_renamed_copies_are_left_out_and_copies_that_were_encoded_anew_are_told(
@@ -74,10 +74,10 @@ def test_renamed_copies_are_left_out_and_copies_that_were_encoded_anew_are_told(
     shutil.copy(first, others / "class0" / "renamed.png")
     Image.open(second).save(others / "class1" / "again.jpg", quality=95)
     said: list[str] = []
-    found = evaluate(run.folder.delta, str(others), progress=said.append)
-    assert found.report.images == 13
-    assert not [row for row in found.rows if "renamed" in row["file"]]
-    assert found.told == {"left_out": 1, "alike": ["class1/again.jpg"]}
+    got = evaluate(run.folder.delta, str(others), progress=said.append)
+    assert got.report.images == 13
+    assert not [row for row in got.rows if "renamed" in row["file"]]
+    assert got.told == {"left_out": 1, "alike": ["class1/again.jpg"]}
     assert [line for line in said if "left out" in line]
     assert [line for line in said if "look like copies" in line and "again.jpg" in line]
 
@@ -101,9 +101,9 @@ def test_files_of_earlier_versions_are_read_and_told_to_have_no_list(run: Any, i
     delta = fewtune.load_delta(run.folder.delta)
     type(delta)(**{**vars(delta), "metadata": metadata}).save(old)
     said: list[str] = []
-    found = evaluate(old, str(images), progress=said.append)
-    assert found.report.to_json() == run.metrics["test"]
-    assert found.told["training_images_known"] is False
+    got = evaluate(old, str(images), progress=said.append)
+    assert got.report.to_json() == run.metrics["test"]
+    assert got.told["training_images_known"] is False
     assert [line for line in said if "holds no list" in line]
 
 
@@ -115,9 +115,9 @@ def test_images_without_a_file_are_told_by_their_pixels(images: Path) -> None:
     """The same for kept copies in memory; and the record does not depend on the order."""
     split = load_data(images, val_fraction=0).train
     kept = split.cached(32, square=True)
-    found = Seen.of({"seen": json.loads(json.dumps(record([kept.subset(range(10))])))})
-    assert found.among(kept).tolist() == [True] * 10 + [False] * 26
-    assert not found.among(split).any()
+    got = Seen.of({"seen": json.loads(json.dumps(record([kept.subset(range(10))])))})
+    assert got.among(kept).tolist() == [True] * 10 + [False] * 26
+    assert not got.among(split).any()
     assert record([kept.subset([3, 1]), None]) == record([kept.subset([1]), kept.subset([3])])
 
 
@@ -132,10 +132,10 @@ def test_masks_too(tmp_path: Path) -> None:
         tmp_path / "masks", task="segmentation", model="timm:test_vit", epochs=1, importance="magnitude"
     )
     result = fit(recipe, tmp_path / "run")
-    found = evaluate(result.folder.delta, str(tmp_path / "masks"), include_training=True, accelerator="cpu")
-    assert found.report.images == 3
-    assert found.training.images == 9
-    assert "split_again" in found.told
+    got = evaluate(result.folder.delta, str(tmp_path / "masks"), include_training=True, accelerator="cpu")
+    assert got.report.images == 3
+    assert got.training.images == 9
+    assert "split_again" in got.told
 
 
 def test_fit_says_how_to_set_a_test_aside(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,10 +65,10 @@ def test_classes_are_found_by_name_wherever_they_stand(root: Path) -> None:
     names = miniatures.WNIDS
     for order in (names, names[::-1], ("n00000001", *names[2:], *names[:2], "n00000002")):
         for key in ("imagenet-a", "imagenet-r"):
-            found = score(scorer(order), key, root)
-            assert found["accuracy"]["value"] == 1.0, order
-            assert found["accuracy_among_all_outputs"] == 1.0
-            assert (found["images"], found["classes"]) == (12, 3)
+            got = score(scorer(order), key, root)
+            assert got["accuracy"]["value"] == 1.0, order
+            assert got["accuracy_among_all_outputs"] == 1.0
+            assert (got["images"], got["classes"]) == (12, 3)
         assert score(scorer(order), "imagenet-c", root)["accuracy"] == 1.0
 
 
@@ -91,9 +91,9 @@ def test_only_the_classes_of_the_set_compete(root: Path) -> None:
             return scores
 
     judge = scorer(miniatures.WNIDS)
-    found = score(replace(judge, model=Distracted(miniatures.WNIDS)), "imagenet-a", root)
-    assert found["accuracy"]["value"] == 1.0
-    assert found["accuracy_among_all_outputs"] == 0.0
+    got = score(replace(judge, model=Distracted(miniatures.WNIDS)), "imagenet-a", root)
+    assert got["accuracy"]["value"] == 1.0
+    assert got["accuracy_among_all_outputs"] == 0.0
 
 
 def test_mapping_of_the_true_200_classes() -> None:
@@ -124,10 +124,10 @@ def test_corruptions_are_averaged_and_normalised(root: Path, tmp_path: Path) -> 
     for path in (tmp_path / "imagenet-c/fog/4").rglob("*.JPEG"):
         other = miniatures.WNIDS[(miniatures.WNIDS.index(path.parent.name) + 1) % 5]
         Image.new("RGB", (12, 12), COLOURS[other]).save(path, format="PNG")
-    found = score(scorer(miniatures.WNIDS), "imagenet-c", tmp_path)
-    assert found["accuracy"] == pytest.approx(74 / 75)
-    assert found["corruptions"]["fog"] == [1, 1, 1, 0, 1]
-    assert found["mce"] == pytest.approx(0.2 / 0.819324 / 15)
+    got = score(scorer(miniatures.WNIDS), "imagenet-c", tmp_path)
+    assert got["accuracy"] == pytest.approx(74 / 75)
+    assert got["corruptions"]["fog"] == [1, 1, 1, 0, 1]
+    assert got["mce"] == pytest.approx(0.2 / 0.819324 / 15)
     (tmp_path / "imagenet-c/snow/5").rename(tmp_path / "snow5")
     with pytest.raises(DataError, match="snow/5 is missing"):
         score(scorer(miniatures.WNIDS), "imagenet-c", tmp_path)

@@ -110,5 +110,5 @@ def test_trackio(images: Path, tmp_path: Path) -> None:
 
 def test_what_is_told_at_the_end() -> None:
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
-    found = results({"seconds": 3, "method": "gps", "test": {"images": 9, "accuracy": interval, "confusion": [[1]]}})
-    assert found == {"test_accuracy": 0.5, "seconds": 3.0}
+    got = results({"seconds": 3, "method": "gps", "test": {"images": 9, "accuracy": interval, "confusion": [[1]]}})
+    assert got == {"test_accuracy": 0.5, "seconds": 3.0}

@@ -60,11 +60,11 @@ def test_the_best_epoch_is_kept_and_is_what_the_task_file_holds(run: Any, images
     history = json.loads(result.folder.history.with_suffix(".json").read_text())
     best = max(history, key=lambda entry: (entry["val_accuracy"], -entry["val_loss"]))
     assert result.metrics["validation"]["epoch"] == best["epoch"]
-    found = evaluate(
+    got = evaluate(
         result.folder.delta, str(images), split="val", val_fraction=0.2, test_fraction=0.25, include_training=True
     )
-    assert found.report is None  # they chose the epoch
-    assert found.training.accuracy.value == pytest.approx(best["val_accuracy"])
+    assert got.report is None  # they chose the epoch
+    assert got.training.accuracy.value == pytest.approx(best["val_accuracy"])
 
 
 def test_the_checkpoint_is_compact_and_plain(run: Any) -> None:
@@ -91,9 +91,9 @@ def test_predictions_need_the_task_file_alone(run: Any, images: Path) -> None:
 def test_other_methods_have_task_files_too(images: Path, tmp_path: Path, method: str, monkeypatch: Any) -> None:
     monkeypatch.setattr("fewtune.methods.linear.REGULARISATION", (1e-2, 1.0))
     result = fit(tiny_recipe(images, method=method, epochs=2, lr=1e-3), tmp_path / method)
-    found = evaluate(result.folder.delta, str(images), test_fraction=0.25)
-    assert found.report.to_json() == result.metrics["test"]
-    assert found.report.accuracy.value > 1 / 3  # chance; two epochs learn more or less by the version of torch
+    got = evaluate(result.folder.delta, str(images), test_fraction=0.25)
+    assert got.report.to_json() == result.metrics["test"]
+    assert got.report.accuracy.value > 1 / 3  # chance; two epochs learn more or less by the version of torch
 
 
 def test_the_images_of_a_batch_without_a_finite_loss_are_named_and_the_good_state_is_kept(

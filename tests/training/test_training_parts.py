@@ -156,9 +156,9 @@ def test_probe_sees_what_the_head_is_given() -> None:
     backbone = load_backbone("timm:test_vit", num_classes=3, image_size=32, pretrained=False)
     layer = linear_head(backbone.model, backbone.head)
     x = torch.randn(5, 3, 32, 32)
-    found = head_features(backbone.model, layer, [(x, torch.zeros(5))], torch.device("cpu"))
+    got = head_features(backbone.model, layer, [(x, torch.zeros(5))], torch.device("cpu"))
     with torch.no_grad():
-        assert torch.equal(layer(found.inputs), backbone.model(x))
+        assert torch.equal(layer(got.inputs), backbone.model(x))
     with pytest.raises(ModelError, match="one Linear layer"):
         linear_head(backbone.model, ("blocks",))
     with pytest.raises(DataError, match=r"one class an image, got labels \(5, 3\)"):

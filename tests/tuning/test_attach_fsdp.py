@@ -79,15 +79,15 @@ class Trained:
         if rank is not None:
             shard(model)
         train(model, tuner, rank)
-        found: dict[str, Any] = {"placed": {n: placed(model, n) for n in tuner.selection.places if rank is not None}}
-        found["state"] = {name: whole(t) for name, t in model.state_dict().items()}
-        found["plain"] = {name: whole(t) for name, t in tuner.plain_state_dict().items()}
+        got: dict[str, Any] = {"placed": {n: placed(model, n) for n in tuner.selection.places if rank is not None}}
+        got["state"] = {name: whole(t) for name, t in model.state_dict().items()}
+        got["plain"] = {name: whole(t) for name, t in tuner.plain_state_dict().items()}
         if rank is not None:
             options = StateDictOptions(full_state_dict=True)
-            found["checkpoint"] = {n: t.clone() for n, t in get_model_state_dict(model, options=options).items()}
-        found["values"] = {name: whole(t) for name, t in tuner.state_dict()["values"].items()}
-        found["delta"] = tuner.delta()
-        return found
+            got["checkpoint"] = {n: t.clone() for n, t in get_model_state_dict(model, options=options).items()}
+        got["values"] = {name: whole(t) for name, t in tuner.state_dict()["values"].items()}
+        got["delta"] = tuner.delta()
+        return got
 
 
 def placed(model: nn.Module, name: str) -> dict[str, Any]:

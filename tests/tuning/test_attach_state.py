@@ -55,11 +55,11 @@ def test_no_hook_survives_and_no_module_stays_registered() -> None:
     def hooks() -> list[int]:
         return [len(v) for m in model.modules() for k, v in m.__dict__.items() if "hook" in k and v is not None]
 
-    found = hooks()
+    got = hooks()
     tuner = attach(model, choose(model))
     assert any(m in SWAPPED for m in model.modules())
     tuner.detach()
-    assert hooks() == found
+    assert hooks() == got
     assert not any(m in SWAPPED for m in model.modules())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = state_of(model)

@@ -332,14 +332,14 @@ def law_importance(case: Case, spoil: Callable[[nn.Module], None] = lambda net: 
     net = case.net().train()
     next(net.parameters()).requires_grad_(False)
     net.head.weight.grad = torch.ones_like(net.head.weight)
-    found = (plain(net), [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()])
+    got = (plain(net), [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()])
     grads = [p.grad for p in net.parameters()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
     fewtune.gradient_importance(net, [case.batch(0), case.batch(1)], train_mode=True)
     spoil(net)
-    assert_same(plain(net), found[0])
-    assert [m.training for m in net.modules()] == found[1]
-    assert [p.requires_grad for p in net.parameters()] == found[2]
+    assert_same(plain(net), got[0])
+    assert [m.training for m in net.modules()] == got[1]
+    assert [p.requires_grad for p in net.parameters()] == got[2]
     assert all(now is before for now, before in zip((p.grad for p in net.parameters()), grads, strict=True))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
