@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -15,6 +14,7 @@ from fewtune.neurons import Places
 from fewtune.selection import Selection
 from fewtune.training.learner import Learner, kept_state
 from fewtune.training.run_folder import RunFolder
+from fewtune.training.sharding import Checkpointed
 from fewtune.training.trainer import SafeCheckpoints
 from fewtune.training.tuners import Share, method_of
 from fewtune.training.work import Work
@@ -55,8 +55,10 @@ class Stages(Callback):
             assert isinstance(module, Learner)
             self._grow(trainer, module, stage)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Checkpointed) -> None:
         """Which connections the values are of."""
+        assert isinstance(module, Learner)
+        assert isinstance(module.tuner, Tuner)
         checkpoint[PLACES] = {name: places.flat for name, places in module.tuner.selection.places.items()}
 
     def _grow(self, trainer: pl.Trainer, module: Learner, stage: int) -> None:
