@@ -21,6 +21,8 @@ from fewtune.methods.blocks import known_blocks
 T = TypeVar("T")
 Checkpointed = dict[str, Any]
 """What Lightning saves: tensors, dicts, lists and numbers, of which ours lie under "fewtune"."""
+ReadOnly = Mapping[str, Any]
+"""The same, to be read."""
 
 
 class FullySharded(ModelParallelStrategy):
@@ -53,7 +55,7 @@ class FullySharded(ModelParallelStrategy):
         assert self.lightning_module is not None
         return whole(self.lightning_module.state_dict())
 
-    def load_model_state_dict(self, checkpoint: Checkpointed, strict: bool = True) -> None:
+    def load_model_state_dict(self, checkpoint: ReadOnly, strict: bool = True) -> None:
         """Each process takes its rows."""
         assert self.lightning_module is not None
         self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
@@ -63,7 +65,7 @@ class FullySharded(ModelParallelStrategy):
         state: Checkpointed = getattr(optimizer, "_optimizer", optimizer).state_dict()
         return whole(state)
 
-    def load_optimizer_state_dict(self, checkpoint: Checkpointed) -> None:
+    def load_optimizer_state_dict(self, checkpoint: ReadOnly) -> None:
         """Each process takes the state of its rows."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
