@@ -320,3 +320,11 @@ def test_hugging_face_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     fails("hf:nobody/nothing", "could not be loaded", "network")
     fails(f"hf:{tmp_path}", "could not be loaded")
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_segment_anything_without_its_task_says_what_to_add(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    for name in (f"hf:{tmp_path}", "sam:vit-b"):
+        with pytest.raises(ModelError, match=rf"{name} is a segmenter.*add task=segmentation.*; "):
+            load_backbone(name, num_classes=3, pretrained=False)

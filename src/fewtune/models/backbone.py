@@ -173,3 +173,11 @@ def module_names(model: nn.Module, wanted: list[nn.Module]) -> tuple[str, ...]:
     """The qualified names of the modules `wanted`, in the order of the model."""
     ids = {id(module) for module in wanted}
     return tuple(name for name, module in model.named_modules() if name and id(module) in ids)
+
+
+def segments(source: str, instead: str) -> ModelError:
+    """The error of a segmenter's name in a task of classes: what to add, and what to take otherwise."""
+    return ModelError(
+        f"{source} is a segmenter, and this task is of classes: add task=segmentation, with data of images and their "
+        f"masks; {instead}"
+    )

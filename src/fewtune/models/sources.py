@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fewtune.errors import ModelError
-from fewtune.models.backbone import Backbone, LoadOptions, Source
+from fewtune.models.backbone import Backbone, LoadOptions, Source, segments
 from fewtune.plugins import Deferred, Table
 
 if TYPE_CHECKING:  # what the table names, so that the import contracts see it
@@ -56,6 +56,8 @@ def split_name(source: str) -> tuple[str, str]:
     prefix, colon, name = source.partition(":")
     if not colon or prefix == "hf-hub":  # timm's own way to name a model of the hub
         return "timm", source
+    if prefix == "sam":
+        raise segments(source, "model=hf:facebook/sam-vit-base, or model=file:CHECKPOINT with arch=" + source)
     if prefix not in SOURCES:
         raise ModelError(f'"{source}": a model is named PREFIX:NAME, with one of {", ".join(SOURCES)} for PREFIX')
     if not name:

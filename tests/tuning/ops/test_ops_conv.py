@@ -95,7 +95,8 @@ def test_every_kind_matches_reference(kind: str, selection: str, x_last: bool, w
 
 
 WAYS = [(kind, way) for kind in KINDS for way in ("_by_gather", "_by_library")]
-WAYS += [(kind, "_by_product") for kind in KINDS if KINDS[kind][-1].groups == 1]
+WAYS += [(kind, "_by_product" if KINDS[kind][-1].groups == 1 else "_by_picking") for kind in KINDS]
+PRICES = {"_by_product": "product", "_by_gather": "conv_gather", "_by_library": "library", "_by_picking": "pick"}
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS)
@@ -104,8 +105,7 @@ def test_every_way_and_many_blocks(kind: str, selection: str, way: str, monkeypa
     conv = KINDS[kind][-1]
     for block in (1, 100, 2**21):
         monkeypatch.setattr(torch_conv, "BLOCK", block)
-        price = {"_by_product": "product", "_by_gather": "conv_gather", "_by_library": "library"}[way]
-        monkeypatch.setattr(torch_conv.cost, price, lambda *_, **__: -1e9)
+        monkeypatch.setattr(torch_conv.cost, PRICES[way], lambda *_, **__: -1e9)
         used = []
         original = getattr(torch_conv, way)
         monkeypatch.setattr(torch_conv, way, lambda *a, **k: used.append(1) or original(*a, **k))  # noqa: B023
@@ -116,8 +116,22 @@ def test_every_way_and_many_blocks(kind: str, selection: str, way: str, monkeypa
             got = torch_conv.selected_gradient(dy, x, *column, *conv)
             expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
             assert_close(got, expected, torch.float32)
-        assert used
+        assert bool(used) != (way == "_by_picking" and places.rows is not None), "rows of one length are picked"
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][-1].groups > 1])
+def test_picked_columns_are_the_inputs_own_numbers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an output gradient of one 1, dV is the number that the connection saw, bit for bit, and nothing unfolds."""
+    monkeypatch.setattr(torch_conv.cost, "pick", lambda *_, **__: -1e9)
+    monkeypatch.setattr(torch_conv.Unfolded, "of", lambda *_: pytest.fail("the input was unfolded"))
+    places, conv = places_of(kind, "two"), KINDS[kind][-1]
+    x, dy = tensors(kind, torch.float32, True, True)
+    dy = torch.zeros_like(dy)
+    dy.view(*dy.shape[:2], -1)[1, :, 3] = 1
+    column = (places.hot_index, places.rows, places.hot // places.taps, places.hot_tap)
+    expected = reference.conv_selected_gradient(dy.double(), x.double(), places, *conv)
+    assert torch.equal(torch_conv.selected_gradient(dy, x, *column, *conv), expected.float())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][-1].groups == 1])

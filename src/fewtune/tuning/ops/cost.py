@@ -24,6 +24,8 @@ GATHER = 0.29
 GATHER_RAGGED = 0.57
 GATHER_PLANES = 0.64
 GATHER_PIXELS = 0.53
+# The same where a grouped convolution, channels last, picks the columns: half of the gather in side-by-side runs.
+PICK = 0.27
 # The same for a few connections, whose columns stay in cache; beside it, for each element of dY that their gather
 # passes by, and, in nanoseconds, for its calls.
 GATHER_RARE = 0.44
@@ -83,6 +85,11 @@ def conv_gather(n: int, connections: int, *, ragged: bool, channels_last: bool) 
     """The same of a convolution with `n` output positions in the batch."""
     each = GATHER_PIXELS if channels_last else GATHER_PLANES
     return n * connections * each * (GATHER_RAGGED / GATHER if ragged else 1.0)
+
+
+def pick(n: int, connections: int) -> float:
+    """The same where the convolution itself picks the columns."""
+    return n * connections * PICK
 
 
 def columns(n: int, width: int) -> float:

@@ -1,7 +1,8 @@
-"""The selected weight gradient of a convolution in plain torch, the cheapest by `cost.py` of three ways:
+"""The selected weight gradient of a convolution in plain torch, the cheapest by `cost.py` of four ways:
 
 product   the hot columns of the unfolded input, one product with dY, then a gather (dense convolutions)
 gather    for each connection, its column times its neuron's dY, added over images and positions
+pick      the same, but the columns are picked by the convolution itself, with weights of one 1 a neuron (grouped ones)
 library   the library's own weight gradient over the channels that were kept, then a gather
 """
 
@@ -63,9 +64,12 @@ def selected_gradient(
     if channel is not None and tap is not None:
         fan_in = kept.shape[1] // groups * math.prod(kernel_size)
         library = cost.library(n, neurons, fan_in, groups, channels_last=last)
-        if library <= min(costs.values()):
+        pick = cost.pick(n, hot_index.numel()) if _can_pick(dy, kept, rows, groups, last) else math.inf
+        if min(library, pick) <= min(costs.values()):
             column = channel % (kept.shape[1] // groups) * math.prod(kernel_size) + tap
             numbers = (kernel_size, stride, padding, dilation, groups)
+            if pick < library:
+                return _by_picking(dy, kept, column[hot_index], *numbers)
             return _by_library(dy, kept, column[hot_index], rows, *numbers)
         unfolded = Unfolded.of(kept, kernel_size, stride, padding, dilation)
         view, offsets = unfolded.view, unfolded.offsets(channel, tap)
@@ -73,6 +77,44 @@ def selected_gradient(
         view, offsets = laid_out(kept, last), None
     cheapest = min(costs, key=costs.__getitem__)
     return cheapest(laid_out(dy, last), view, offsets, hot_index, rows, last)
+
+
+def _can_pick(dy: Tensor, x: Tensor, rows: Tensor | None, groups: int, last: bool) -> bool:
+    """Whether oneDNN has a convolution for `_by_picking`; what it was measured for is a grouped one, channels last."""
+    grouped = groups > 1 and rows is None and last
+    return grouped and dy.device.type == "cpu" and dy.dtype is x.dtype is torch.float32 and _onednn()
+
+
+def _onednn() -> bool:
+    return bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()
+
+
+def _by_picking(
+    dy: Tensor,
+    x: Tensor,
+    column: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """dV = sum U[:, column] dY for one connection of every neuron at a time, over blocks of images.
+
+    A convolution whose every neuron has one weight of 1, at its connection, and zeros beside it gives the column of
+    each neuron: exactly, without an unfolded or a padded copy, and faster than `gather` reads pixel by pixel.
+    """
+    dy = laid_out(dy, True)
+    shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
+    step = _images_at_once(dy, dy.shape[1] * math.prod(dy.shape[2:]))
+    total = dy.new_zeros(column.shape)
+    for number, places in enumerate(column.unbind(1)):
+        one = x.new_zeros(dy.shape[1], math.prod(shape[1:])).scatter_(1, places[:, None], 1.0).view(shape)
+        for first in range(0, dy.shape[0], step):
+            images = x[first : first + step]
+            u = torch.convolution(images, one, None, stride, padding, dilation, False, [0] * len(stride), groups)
+            total[:, number] += u.mul_(dy[first : first + step]).sum((0, *range(2, dy.ndim)))
+    return total
 
 
 def _by_library(
@@ -178,6 +220,6 @@ def _gathered_sum(dy: Tensor, view: Tensor, columns: Tensor, rows: Tensor | None
     for first in range(0, dy.shape[0], step):
         d = dy[first : first + step]
         d = d if rows is None else select(d, rows, last)
-        product = select(view[first : first + step], columns, last).to(dtype) * d
-        total += product.sum((0, *range(2, dy.ndim)))
+        u = select(view[first : first + step], columns, last).to(dtype)  # an own tensor, which may hold the product
+        total += (u.mul_(d) if d.dtype is dtype else u * d).sum((0, *range(2, dy.ndim)))
     return total
