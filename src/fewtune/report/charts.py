@@ -108,7 +108,7 @@ def histogram(values: Sequence[float], unit: str) -> str:
 
 def differences(intervals: Mapping[str, Interval], unit: str) -> str:
     """Differences with their intervals, one row a name, and a line at zero."""
-    figure, (axes,) = _figure(1, 1, (6.8, 0.8 + 0.36 * len(intervals)))
+    figure, (axes,) = _figure(1, 1, (4.8, 0.8 + 0.36 * len(intervals)))
     for row, one in enumerate(intervals.values()):
         told = one.low > 0 or one.high < 0
         colour = COLOURS[0] if told else COLOURS[7]
