@@ -21,7 +21,12 @@ from fewtune.config import Recipe
 from fewtune.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/tutorials").glob("*.md"))]
+MADE = ROOT / "docs/command-line.md"  # from the commands, when the site is built
+PAGES = [
+    ROOT / "README.md",
+    *sorted({*(ROOT / "docs").glob("*.md")} - {MADE}),
+    *sorted((ROOT / "docs/tutorials").glob("*.md")),
+]
 LANGUAGES = ("sh", "python", "yaml", "toml", "text")
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$", re.S | re.M
