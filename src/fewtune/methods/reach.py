@@ -96,6 +96,12 @@ def within_reach(settings: S, model: nn.Module) -> S:
     return settings.model_copy(update={"exclude": (*settings.exclude, *below)})
 
 
+def count_units(model: nn.Module) -> int:
+    """How many blocks or stages a reach counts in a model (what `benchmarks/speed` takes a half of); ModelError where
+    they are not known."""
+    return len(_units(model)[1])
+
+
 def _units(model: nn.Module) -> tuple[str, list[str], str]:
     """Name of the image encoder, names of what a reach counts in it, and what that is called."""
     for trunk, module in model.named_modules():
