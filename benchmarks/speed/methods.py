@@ -21,6 +21,7 @@ from fewtune.importance import Scores
 from fewtune.methods.reach import count_units, find_border
 from fewtune.models import channels_last
 from fewtune.training.shortcut import Shortcut
+from fewtune.tuning import add_noise
 from fewtune.tuning.layers import Tuned
 from fewtune.tuning.reference import DenseMask
 
@@ -58,7 +59,8 @@ def build(method: str, architecture: str, *, random_columns: bool = False, devic
 
     Args:
         method: one of `PEERS`, or "GPS K=k"; the same columns in all neurons of a layer "GPS K=k columns"; of the last
-            half of the blocks or stages "GPS K=k reach 1/2", with what lies below it kept "GPS K=k reach 1/2 kept".
+            half of the blocks or stages "GPS K=k reach 1/2", with what lies below it kept "GPS K=k reach 1/2 kept";
+            with noise on what changed "GPS K=k noise".
         architecture: timm name.
         random_columns: GPS and the dense mask choose uniformly random connections (the worst case) instead of as
             many hot columns as were measured on a pretrained model.
@@ -114,6 +116,7 @@ def _gps(method: str, model: nn.Module, *, random_columns: bool) -> Timed:
     else:
         chosen = selection(model, int(words[0]), random_columns=random_columns, exclude=below)
     tuner = fewtune.attach(model, chosen)
+    add_noise(tuner, 1.0 if "noise" in words else 0.0)
     for module in border.below.values() if border else ():
         module.eval()
     common: dict[str, Any] = {"held": _held_by(tuner)}

@@ -35,7 +35,7 @@ class Rules:
 
 
 ONE_CLASS_ONLY = (
-    "shots", "ood", "label_smoothing", "mixup", "cutmix", "class_weights", "head_init", "regularisation",
+    "shots", "ood", "label_smoothing", "mixup", "cutmix", "class_weights", "head_init", "regularisation", "consistency",
 )  # fmt: skip
 """Settings that mean something only where each image has one class."""
 

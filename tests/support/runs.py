@@ -42,8 +42,8 @@ def tiny_recipe(data: Path, **changes: Any) -> Recipe:
 
 
 def arguments(data: Path, **changes: Any) -> list[str]:
-    """The same recipe as arguments of `fewtune fit`."""
-    settings = {**SETTINGS, **changes}
+    """The same recipe as arguments of `fewtune fit`, which would otherwise choose a preset."""
+    settings = {"preset": "paper", **SETTINGS, **changes}
     model = settings.pop("model")
     return ["--model", model, "--data", str(data), *(f"{key}={value}" for key, value in settings.items())]
 

@@ -38,8 +38,9 @@ class Classifier(Learner):
         targets = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels)
+        self.logits = self(images)
         return F.cross_entropy(
-            self(images), targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
+            self.logits, targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
         )
 
     def judged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from fewtune.config import Recipe
     from fewtune.training.run_folder import RunFolder
+    from fewtune.training.work import Work
 
 
 def fit(
@@ -30,7 +32,9 @@ def fit(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
     search: Annotated[bool, typer.Option("--search", help="First search for lr and k on validation images.")] = False,
-    time: Annotated[str | None, typer.Option(help="How long --search goes on: 90s, 20min or 1.5h")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="How long --search goes on, or a folder's run may take: 90s, 20min or 1.5h")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fine-tune a model on your images: select connections, train them, test once, and write the task file."""
@@ -41,11 +45,9 @@ def fit(
     from fewtune.training.run_folder import RunFolder
     from fewtune.training.trainer import is_main
 
-    given = settings or []
-    if time is not None:
-        if not search:
-            raise typer.BadParameter("--time says how long --search goes on; give --search too")
-        given = [*given, f"search_seconds={seconds(time)}"]
+    given, allowed = settings or [], None if time is None else seconds(time)
+    if search and allowed is not None:
+        given = [*given, f"search_seconds={allowed}"]
     recipe = None
     if not (resume and model is None and data is None and not given):
         recipe = read(given, model=model, data=data)
@@ -53,8 +55,16 @@ def fit(
         if recipe is None:
             raise typer.BadParameter("--resume needs --out, the folder of the run")
         out = Path("runs") / run_name(given, recipe)
+    prepared = None
+    if recipe is not None and not search and gets_preset(recipe, given):
+        recipe, prepared = _preset(recipe, given, RunFolder(out), allowed, resume=resume, overwrite=overwrite)
+    elif allowed is not None and not search:
+        raise typer.BadParameter(
+            "--time says how long --search goes on, or which preset a folder of images gets that names none; "
+            "give --search too, or no preset and no recipe"
+        )
     try:
-        result = run(recipe, out, resume=resume, overwrite=overwrite, search=search)
+        result = run(recipe, out, resume=resume, overwrite=overwrite, search=search, prepared=prepared)
     except KeyboardInterrupt:
         if is_main() and (RunFolder(out).config.exists() or RunFolder(out).study.exists()):
             logging.getLogger("fewtune").warning("interrupted; to go on: fewtune fit --out %s --resume", out)
@@ -62,6 +72,36 @@ def fit(
     if is_main():
         _report(result.folder)
         show(result.metrics, result.folder.path, as_json)
+
+
+def gets_preset(recipe: Recipe, given: list[str]) -> bool:
+    """Whether a run gets a preset though it names none: classes in folders, GPS, no recipe and no YAML file."""
+    from fewtune.kinds import DEFAULT
+
+    plain = recipe.preset is None and all("=" in item for item in given)
+    return plain and recipe.task == DEFAULT and recipe.method == "gps" and Path(recipe.data).is_dir()
+
+
+def _preset(
+    recipe: Recipe, given: list[str], folder: RunFolder, allowed: float | None, *, resume: bool, overwrite: bool
+) -> tuple[Recipe, Work | None]:
+    """The recipe with the preset that it gets, and what was prepared for the choice; a begun run keeps its own."""
+    import logging
+
+    from fewtune.config import read_recipe
+    from fewtune.tasks import prepare
+    from fewtune.training.preset import preset_for
+    from fewtune.training.trainer import is_main
+
+    if folder.config.exists() and (resume or not is_main()):
+        return read_recipe([folder.config], given, model=recipe.model, data=recipe.data), None
+    if is_main():
+        folder.check(resume=resume, overwrite=overwrite)
+    work = prepare(recipe)
+    chosen, why = preset_for(work, allowed)
+    if is_main():
+        logging.getLogger("fewtune").info("%s", why)
+    return chosen, work
 
 
 def seconds(text: str) -> float:

@@ -27,8 +27,13 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")
 
 
 @app.command("show")
-def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
-    """Show a recipe: its command, checkpoint, results of the paper, and settings."""
+def show(recipe: Annotated[str, typer.Argument(help="A recipe's name, or a preset's: paper, fast, best.")]) -> None:
+    """Show a recipe: its command, checkpoint, results of the paper, and settings; or what a preset sets."""
+    from fewtune.config import presets
+    from fewtune.config.presets import shown
     from fewtune.recipes import recipe_file
 
+    if recipe in presets():
+        print(shown(recipe), end="")
+        return
     print(recipe_file(recipe).read_text(encoding="utf-8"), end="")

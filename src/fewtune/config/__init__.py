@@ -6,6 +6,7 @@ at once, and an unknown key names its nearest known one. The defaults are the pa
 """
 
 from fewtune.config.keys import DataKeys, MachineKeys, OptimiserKeys, SearchKeys
+from fewtune.config.presets import Preset, presets
 from fewtune.config.reading import read_recipe, read_yaml, write_recipe
 from fewtune.config.recipe import MethodKeys, Recipe, recipe_from
 
@@ -14,8 +15,10 @@ __all__ = [
     "MachineKeys",
     "MethodKeys",
     "OptimiserKeys",
+    "Preset",
     "Recipe",
     "SearchKeys",
+    "presets",
     "read_recipe",
     "read_yaml",
     "recipe_from",

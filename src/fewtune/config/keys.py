@@ -34,10 +34,10 @@ class DataKeys(Settings):
     )
     limit_train: int | None = Field(None, gt=0, description="at most so many images to train and validate on")
     limit_test: int | None = Field(None, gt=0, description="at most so many test images")
-    augment: Literal["none", "plain", "flip", "fgvc"] = Field(
+    augment: Literal["none", "plain", "flip", "fgvc", "rand"] = Field(
         "plain",
         description="plain: resize only (VTAB); flip: and horizontal flip; fgvc: random resized crop and flip; "
-        "none: as evaluated",
+        "rand: the same and RandAugment; none: as evaluated",
     )
     ignore: int = Field(255, ge=0, le=255, description="of masks of several classes: the number of pixels not to count")
     cache: bool = Field(False, description="decode every image once and keep it in memory (augment=plain)")
@@ -81,6 +81,9 @@ class OptimiserKeys(Settings):
     accumulate: int = Field(1, gt=0, description="batches whose gradients are added before a step")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; left out, no averaging")
+    consistency: float = Field(
+        0.0, ge=0, description="weight of the squared change of an image's logits since the last epoch (PACE)"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes divide")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix; 0: off")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
 from fewtune.config.keys import DataKeys, MachineKeys, OptimiserKeys, SearchKeys
+from fewtune.config.presets import Preset, filled
 from fewtune.errors import ConfigError, nearest
 from fewtune.kinds import DEFAULT, KINDS
 from fewtune.methods import METHODS, Method, Settings, gps
@@ -31,6 +32,10 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
     """Every setting of one run."""
 
     model: str = Field(description="timm:NAME, hf:ID, torchvision:NAME, file:PATH or demo:NAME")
+    preset: Preset | None = Field(
+        None, description="settings that go together, where nothing else is said: paper, to the letter; fast or best, "
+        "ours; `fewtune recipes show best` shows one",
+    )  # fmt: skip
     arch: str | None = Field(None, description="architecture of a file: model, such as timm:vit_base_patch16_224")
     pretrained: bool = Field(True, description="false: random weights")
     method: str = Field("gps", description=f"what is trained: {', '.join(METHODS.present)}")
@@ -66,11 +71,20 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
             raise ValueError("keep_prefix: without a reach nothing lies below it; say reach=6, for instance")
         if given:
             raise ValueError(f"keep_prefix: with {given[0]} images do not go through the frozen blocks one by one")
-        if self.augment in ("flip", "fgvc") and self.prefix_views is None:
+        if self.augment in ("flip", "fgvc", "rand") and self.prefix_views is None:
             raise ValueError(
                 f"keep_prefix: augment={self.augment} shows other pixels in every epoch; take augment=plain, or "
                 "prefix_views=4, for instance, to keep four views of each image and show them in turn"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_noisy(self) -> Recipe:
+        if self.noise and self.method != "gps":
+            raise ValueError(f"noise: method={self.method} does not train connections; take method=gps, or noise=0")
+        mixes = [key for key in ("mixup", "cutmix") if getattr(self, key)]
+        if self.consistency and mixes:
+            raise ValueError(f"consistency: with {mixes[0]} no image is shown twice; give one of them")
         return self
 
     @model_validator(mode="after")
@@ -111,6 +125,7 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """Check `values` and give the recipe; ConfigError names all mistakes at once."""
+    values = filled(values)
     kind = _recipe_class(values.get("method"))
     try:
         return kind(**{key: _listed(kind, key, value) for key, value in values.items()})

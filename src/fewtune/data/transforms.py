@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fewtune.errors import ConfigError
 
-Kind = Literal["plain", "flip", "fgvc", "none"]
+Kind = Literal["plain", "flip", "fgvc", "rand", "none"]
 Transform = Callable[[Any], Tensor]
 
 
@@ -47,8 +47,12 @@ def train_transform(kind: Kind, spec: InputSpec) -> Transform:
     - "plain": resized to a square without cropping, no augmentation (the manner of VTAB-1k);
     - "flip": the same, and flipped horizontally half of the time;
     - "fgvc": random resized crop and horizontal flip (fine-grained photographs);
+    - "rand": the same, and two operations of RandAugment at magnitude 9 (Cubuk et al. 2020);
     - "none": no augmentation, cropped as in evaluation.
     """
+    if kind == "rand":
+        crop, mix = _random_crop_and_flip(spec), v2.RandAugment(interpolation=_interpolation(spec))
+        return v2.Compose([*crop, mix, *_normalised(spec)])
     if kind == "fgvc":
         return v2.Compose([*_random_crop_and_flip(spec), *_normalised(spec)])
     if kind == "flip":
@@ -65,8 +69,8 @@ def eval_transform(kind: Kind, spec: InputSpec) -> Transform:
     size, how = spec.image_size, _interpolation(spec)
     if kind in ("plain", "flip"):
         return v2.Compose([v2.Resize((size, size), interpolation=how), *_normalised(spec)])
-    if kind not in ("fgvc", "none"):
-        raise ConfigError(f'no transform is called "{kind}": take "plain", "flip", "fgvc" or "none"')
+    if kind not in ("fgvc", "rand", "none"):
+        raise ConfigError(f'no transform is called "{kind}": take "plain", "flip", "fgvc", "rand" or "none"')
     shorter = int(size / spec.crop_pct + 1e-6)  # crop_pct may itself be a quotient: 224 / (224 / 232) is 232
     resize = v2.Resize(shorter, interpolation=how)
     return v2.Compose([resize, v2.CenterCrop(size), *_normalised(spec)])

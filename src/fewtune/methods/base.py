@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Literal, Protocol, TypeVar
+=======
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+>>>>>>> abbf73a (Presets for a folder of images, noise and consistency as PACE has them, RandAugment)
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -115,8 +119,8 @@ class Excluding(Settings):
     """The settings of a method that can leave modules as they are."""
 
     exclude: tuple[str, ...] = Field((), description="glob patterns of modules and parameters that are not trained")
-    reach: int | None = Field(
-        None, gt=0, description="train in the last so many blocks only (of a convolutional network: stages)"
+    reach: Annotated[int, Field(gt=0)] | Literal["half"] | None = Field(
+        None, description="train in the last so many blocks only (of a convolutional network: stages); half: of them"
     )
 
 

@@ -19,7 +19,7 @@ from fewtune.methods.criteria import CRITERIA, CriterionSettings, oracle_weights
 from fewtune.methods.gradual import next_part
 from fewtune.neurons import excluded
 from fewtune.selection import Selection, select
-from fewtune.tuning import Tuner, attach, column_rms
+from fewtune.tuning import Tuner, add_noise, attach, column_rms
 
 log = logging.getLogger("fewtune")
 
@@ -47,6 +47,9 @@ class Settings(CriterionSettings, Excluding):
         "weight", description="input: a connection is trained as its change times the rms of its input column, so that "
         "one learning rate moves every neuron's output alike",
     )  # fmt: skip
+    noise: float = Field(
+        0.0, ge=0, description="sigma of the noise on what tuning has changed, in training (PACE); falls with depth"
+    )
     temperature: float = Field(0.07, gt=0, description="of the supervised contrastive loss")
     bias: Literal["all", "none"] = Field("all", description="whether biases outside normalisations are trained")
     scale: Literal["all", "none"] = Field("all", description="whether layer-scale vectors are trained")
@@ -143,11 +146,13 @@ def _read(settings: Settings, file: str) -> Selection:
 
 def _attach(run: Run, prepared: Prepared | None) -> Tuner:
     assert isinstance(prepared, Selection)
-    if run.settings(Settings).units == "weight":
-        return attach(run.model, prepared)
-    model, views = run.model.to(run.device), {name: prepared.anatomy.views[name] for name in prepared.places}
-    seen = column_rms(model, run.training_batches(), views, limit=UNIT_BATCHES)
-    return attach(model, prepared, column_rms=seen)
+    settings, seen = run.settings(Settings), None
+    if settings.units == "input":
+        views = {name: prepared.anatomy.views[name] for name in prepared.places}
+        seen = column_rms(run.model.to(run.device), run.training_batches(), views, limit=UNIT_BATCHES)
+    tuner = attach(run.model, prepared, column_rms=seen)
+    add_noise(tuner, settings.noise)
+    return tuner
 
 
 def _check(run: Run) -> None:

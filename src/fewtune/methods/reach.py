@@ -25,6 +25,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """Class of a convolutional network -> the attribute that lists its stages, or one attribute a stage."""
 
+Reach = int | Literal["half"]
+
 
 class KeptSettings(Settings):
     """Whether what lies below the reach is computed once for each image, and kept."""
@@ -59,14 +61,15 @@ class Border:
         return (*(name for name, module in self.below.items() if any(True for _ in module.parameters())), *self.bare)
 
 
-def find_border(model: nn.Module, reach: int) -> Border:
-    """Where the last `reach` blocks (of a convolutional network: stages) of a model begin.
+def find_border(model: nn.Module, reach: Reach) -> Border:
+    """Where the last `reach` blocks (of a convolutional network: stages) of a model begin; "half": half, rounded up.
 
     Raises:
         ModelError: blocks and stages of the model are not known.
         ConfigError: it has fewer than `reach` of them.
     """
     trunk, units, word = _units(model)
+    reach = (len(units) + 1) // 2 if reach == "half" else reach
     if reach > len(units):
         raise ConfigError(f"reach={reach}: {type(model).__name__} has {len(units)} {word}; take 1 to {len(units)}")
     name = units[-reach]
@@ -76,7 +79,16 @@ def find_border(model: nn.Module, reach: int) -> Border:
     return Border(name, model.get_submodule(name), dict(_before(model, trunk, name)), bare)
 
 
+<<<<<<< HEAD
 def below_reach(model: nn.Module, reach: int) -> tuple[str, ...]:
+=======
+def count_units(model: nn.Module) -> int:
+    """How many blocks or stages a reach counts in a model; ModelError where they are not known."""
+    return len(_units(model)[1])
+
+
+def below_reach(model: nn.Module, reach: Reach) -> tuple[str, ...]:
+>>>>>>> abbf73a (Presets for a folder of images, noise and consistency as PACE has them, RandAugment)
     """Names of the modules and parameters before the last `reach` blocks or stages, as ``exclude=`` of
     `fewtune.select` and `fewtune.gradient_importance` takes them.
 

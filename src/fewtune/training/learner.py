@@ -20,6 +20,7 @@ from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.methods.base import State, Tuner
 from fewtune.methods.reach import Border, find_border
+from fewtune.training.consistency import Consistency
 from fewtune.training.ema import Average
 from fewtune.training.images import Images, Labelled, Sample
 from fewtune.training.kept import KeptPrefix
@@ -63,6 +64,9 @@ class Learner(pl.LightningModule):
         self.tuner: Tuner
         self.average: Average | None = None
         self.kept: KeptPrefix | None = None
+        self.consistency = Consistency(recipe.consistency, len(train)) if recipe.consistency else None
+        self.logits: Tensor
+        """Of the latest training batch, [B, C], where a task's loss has some."""
         self.best: dict[str, Any] | None = None
         self.start: dict[str, Any] | None = None
         """Where training began, when that is a result of its own: its name, state and validation."""
@@ -190,6 +194,8 @@ class Learner(pl.LightningModule):
         """The loss of one batch."""
         images, labels, indices = batch
         loss = self.loss(images, labels)
+        if self.consistency is not None:
+            loss = loss + self.consistency.penalty(self.logits, indices)
         self._must_be_finite(loss, "train", indices)
         self._train_loss.append(loss.detach())
         return loss
@@ -208,6 +214,8 @@ class Learner(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """One line of the history; where no image is kept for validation, the latest epoch is the one to keep."""
+        if self.consistency is not None:
+            self.consistency.end_epoch(self._everyones)
         entry = {
             "epoch": self.current_epoch,
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
@@ -280,6 +288,8 @@ class Learner(pl.LightningModule):
         """Average, best-so-far and history: plain tensors, dicts, lists and numbers."""
         average = None if self.average is None else whole(self.average.state_dict())
         seconds = self.earlier + time.perf_counter() - self._begun
+        if self.consistency is not None:
+            checkpoint["consistency"] = self.consistency.state_dict()
         checkpoint["fewtune"] = {
             "average": average, "best": self.best, "start": self.start, "history": self.history, "seconds": seconds,
         }  # fmt: skip
@@ -291,6 +301,8 @@ class Learner(pl.LightningModule):
         self.earlier = saved.get("seconds", sum(entry["seconds"] for entry in self.history))
         if self.average is not None:
             self.average.load_state_dict(shared_out(saved["average"], self.average.state_dict()))
+        if self.consistency is not None:
+            self.consistency.load_state_dict(checkpoint["consistency"])
 
     def load_best(self) -> None:
         """Put the best epoch's values into the model."""

@@ -34,20 +34,26 @@ def _linear_forward(self: Any, x: Tensor) -> Tensor:
     values, tensor = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
     if not recorded(values) or not _plain(x) or not _made_for(tensor, 1):
         return F.linear(x, self.weight, self.bias)
+    if self._fewtune.noise is not None and self.training:
+        return self._fewtune.noise.linear(self, x)
     weight = self._fewtune_frozen("weight")
     return SelectedLinear.apply(x, tensor.weights(values), weight, self.bias, tensor.places, _saved_elsewhere(x))
 
 
 def _conv_forward(self: Any, x: Tensor) -> Tensor:
     values, tensor = self._parameters["weight_selected"], self._fewtune.tuned["weight"]
-    stock_padding = self.padding_mode == "zeros" and not isinstance(self.padding, str)
     batched = x.ndim == len(self.kernel_size) + 2
-    stock = stock_padding and batched and _plain(x) and _made_for(tensor, self.groups)
-    if not recorded(values) or not stock:
+    if not recorded(values) or not (batched and _plain(x) and _made_for(tensor, self.groups)):
         return self._conv_forward(x, self.weight, self.bias)
-    weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
-    form = "whole" if _saved_elsewhere(x) else conv_form(tensor.places, shape, x.shape)
-    return SelectedConv.apply(x, tensor.weights(values), weight, self.bias, tensor.places, shape, form)
+    y: Tensor
+    if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+        weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
+        form = "whole" if _saved_elsewhere(x) else conv_form(tensor.places, shape, x.shape)
+        y = SelectedConv.apply(x, tensor.weights(values), weight, self.bias, tensor.places, shape, form)
+    else:
+        y = self._conv_forward(x, self.weight, self.bias)
+    noise = self._fewtune.noise
+    return y if noise is None or not self.training else noise.conv(self, x, y)
 
 
 def _made_for(tensor: Any, groups: int) -> bool:

@@ -48,12 +48,16 @@ def _version(values: Tensor) -> int:
 
 @dataclass(eq=False)
 class Swap:
-    """What a swapped module remembers. ``written``: which values were last written into the frozen tensors."""
+    """What a swapped module remembers.
+
+    ``written``: which values were last written into the frozen tensors. ``noise``: on what changed, in training.
+    """
 
     base: type[nn.Module]
     tuned: dict[str, TunedTensor] = field(default_factory=dict)
     frozen_statistics: bool = False
     written: dict[str, Written] = field(default_factory=dict)
+    noise: Any = None
 
     @property
     def kinds(self) -> Kinds:
