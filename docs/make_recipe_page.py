@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewtune.config import presets
 from fewtune.recipes.settings import settings
 
 INTRODUCTION = """# Every setting of a run
@@ -27,6 +28,7 @@ fewtune settings learning        # prints the settings that are about a word; wi
 ```
 
 The defaults are the paper's recipe for classification: Adam without weight decay, 100 epochs, linear warm-up, cosine.
+A folder of classes that `fewtune fit` is given without a recipe, a YAML file or `preset=` gets a [preset](#presets).
 If a key is unknown, the error names the nearest known one, and all mistakes are reported at once. The whole recipe of a
 run stands in its `config.yaml`.
 
@@ -34,8 +36,27 @@ This page is made by `python docs/make_recipe_page.py`.
 """
 
 
+PRESETS = """## Presets
+
+`preset=paper`, `preset=fast` and `preset=best` set what the table says. Every setting that a file or the command
+line names wins over a preset. A folder of classes without any of these gets `best`; with `--time 10min`, it gets
+`fast` where `best` would take longer by a few timed steps. What of a preset does not go with your other settings or
+with the model is left out. The run says which it takes, why, and what it leaves out; `config.yaml` keeps it. In
+Python nothing is chosen: `recipe_from({"preset": "best", …})` asks for one. `fast` and `best` are provisional:
+their rates, epochs and augmentation are not screened yet.
+"""
+
+
+def presets_table() -> list[str]:
+    chosen = presets()
+    keys = list(dict.fromkeys(key for settings in chosen.values() for key in settings))
+    header = ["| key | " + " | ".join(chosen) + " |", "|---" * (1 + len(chosen)) + "|"]
+    cells = [[f"`{settings[key]}`" if key in settings else "" for settings in chosen.values()] for key in keys]
+    return [*header, *(f"| `{key}` | " + " | ".join(row) + " |" for key, row in zip(keys, cells, strict=True)), ""]
+
+
 def page() -> str:
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION, PRESETS, *presets_table()]
     for title, group in settings().items():
         lines += [f"## {title}", "", "| key | kind | default | |", "|---|---|---|---|"]
         for setting in group:

@@ -56,7 +56,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     search: bool = False,
-<<<<<<< HEAD
+    prepared: Work | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     train_transform: Transform | None = None,
@@ -64,28 +64,15 @@ def fit(
 ) -> Result:
     """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task.
 
-    The last four are what only Python can say; see there.
-    """
-    from fewtune.training.fit import fit as run
-
-    return run(
-        recipe, out, prepare, resume=resume, overwrite=overwrite, search=search, callbacks=callbacks, loggers=loggers,
-        train_transform=train_transform, objective=objective,
-    )  # fmt: skip
-=======
-    prepared: Work | None = None,
-    **more: Any,
-) -> Result:
-    """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task.
-
-    ``prepared``: the data of this recipe and its model, where they are there already. ``more`` is what only Python can
-    say: ``callbacks=`` and ``loggers=`` of Lightning, ``train_transform=``, ``objective=``; see there.
+    ``prepared``: the data of this recipe and its model, where they are there already. The last four are what only Python can say; see there.
     """
     from fewtune.training.fit import fit as run
 
     ready = prepare if prepared is None else prepared.renewed
-    return run(recipe, out, ready, resume=resume, overwrite=overwrite, search=search, **more)
->>>>>>> abbf73a (Presets for a folder of images, noise and consistency as PACE has them, RandAugment)
+    return run(
+        recipe, out, ready, resume=resume, overwrite=overwrite, search=search, callbacks=callbacks, loggers=loggers,
+        train_transform=train_transform, objective=objective,
+    )  # fmt: skip
 
 
 def task_of(delta: str | Path) -> Task:

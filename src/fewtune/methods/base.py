@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Literal, Protocol, TypeVar
-=======
-from typing import Annotated, Any, Literal, Protocol, TypeVar
->>>>>>> abbf73a (Presets for a folder of images, noise and consistency as PACE has them, RandAugment)
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
