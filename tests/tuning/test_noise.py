@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 import fewtune
@@ -23,6 +24,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear, tokens": (lambda: nn.Linear(6, 5, bias=False), (4, 3, 6)),
     "conv2d": (lambda: nn.Conv2d(6, 5, 3, stride=2, padding=1), (4, 6, 5, 5)),
     "conv2d, depthwise": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (4, 6, 5, 5)),
+    "conv2d, same": (lambda: Conv2dSame(6, 5, 3, stride=2), (4, 6, 5, 5)),
     "conv2d, circular": (lambda: nn.Conv2d(6, 5, 3, padding=1, padding_mode="circular"), (4, 6, 5, 5)),
 }
 
@@ -96,6 +98,8 @@ def test_output_and_gradients_are_those_of_the_equation(
     bias = plain["0.bias"].clone().requires_grad_() if "0.bias" in plain else None
 
     def run(w: Tensor, b: Tensor | None) -> Tensor:
+        if isinstance(layer, Conv2dSame):
+            return F.conv2d(F.pad(x, [1, 1, 1, 1]), w, b, 2)
         return F.linear(x, w, b) if isinstance(layer, nn.Linear) else layer._conv_forward(x, w, b)
 
     shift = None if bias is None else bias - before["0.bias"]
@@ -153,7 +157,9 @@ def test_files_know_nothing_of_it() -> None:
     assert same_bits(state_of(fresh), tuned)
 
 
-@pytest.mark.parametrize("kind", ["weight used by function", "attention, packed", "GRU cell", "transposed conv1d"])
+@pytest.mark.parametrize(
+    "kind", ["weight used by function", "attention, packed", "GRU cell", "transposed conv1d", "StdConv2d"]
+)
 def test_a_layer_that_it_does_not_know_is_refused(kind: str) -> None:
     net = KINDS[kind].net(torch.float32, 0).train()
     tuner = attach(net, fewtune.select(fewtune.random_importance(net), k=1))

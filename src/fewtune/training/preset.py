@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from itertools import islice
 
 import torch
@@ -59,7 +58,7 @@ def estimate(work: Work) -> float:
     optimizer = torch.optim.Adam(tuner.parameters(), lr=0.0)
     ends = [time.perf_counter()]
     for images, labels in islice(run.training_batches(), 1 + TIMED):
-        run.loss(model, images.to(device), labels.to(device)).backward()
+        torch.autograd.backward(run.loss(model, images.to(device), labels.to(device)))
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
@@ -68,8 +67,8 @@ def estimate(work: Work) -> float:
     tuner.detach(keep=False)
     first = 1 if len(ends) > 2 else 0  # the first step is slower, and counts where there is no other
     step = (ends[-1] - ends[first]) / (len(ends) - 1 - first)
-    images = len(work.data.train) + JUDGING * (0 if work.data.val is None else len(work.data.val))
-    return step * images / recipe.batch_size * (recipe.epochs + BESIDE)
+    shown = len(work.data.train) + JUDGING * (0 if work.data.val is None else len(work.data.val))
+    return step * shown / recipe.batch_size * (recipe.epochs + BESIDE)
 
 
 def _with(work: Work, name: Preset) -> tuple[Recipe, str]:
@@ -89,7 +88,7 @@ def _with(work: Work, name: Preset) -> tuple[Recipe, str]:
     return work.recipe, "; none of it goes with the other settings"
 
 
-def _unfit(work: Work) -> Collection[str]:
+def _unfit(work: Work) -> set[str]:
     """Settings of the presets that this model or machine does not have."""
     unfit: set[str] = set()
     try:

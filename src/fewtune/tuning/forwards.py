@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from fewtune.tuning.functions import SelectedConv, SelectedLinear, kept_anyway, recorded
 from fewtune.tuning.ops import ConvShape, conv_form
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def fast_forward(base: type[nn.Module]) -> Callable[..., Tensor] | None:
     """The fast forward pass for a layer class whose forward is the stock one; None for all others."""
     if issubclass(base, nn.Linear) and base.forward is nn.Linear.forward:
         return _linear_forward
-    for stock in _CONVOLUTIONS:
+    for stock in CONVOLUTIONS:
         if issubclass(base, stock) and base.forward is stock.forward and base._conv_forward is stock._conv_forward:
             return _conv_forward
     return None

@@ -274,6 +274,8 @@ def restore(module: nn.Module) -> None:
     state = module._fewtune
     for attribute, tensor in state.tuned.items():
         del module._parameters[attribute + tensor.suffix]
+    if state.noise is not None:
+        state.noise.remove()
     del module.__dict__["_fewtune"]
     _set_class(module, state.base)
     SWAPPED.discard(module)

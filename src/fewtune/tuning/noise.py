@@ -16,11 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fewtune.errors import TuningError
-from fewtune.tuning.forwards import fast_forward
-from fewtune.tuning.functions import as_autocast, first_order, not_a_view
-from fewtune.tuning.ops import SelectedPlaces
+from fewtune.tuning.forwards import CONVOLUTIONS, fast_forward
+from fewtune.tuning.functions import as_autocast, first_order, not_a_view, recorded
+from fewtune.tuning.ops import SelectedPlaces, fused_gradients, fused_keep, fusible
 from fewtune.tuning.tensors import SELECTED
 from fewtune.tuning.tuner import Tuner
 
@@ -33,6 +34,12 @@ class Noise:
     start: Tensor
     bias_start: Tensor | None
     met: bool = False
+    hook: RemovableHandle | None = None
+
+    def remove(self) -> None:
+        """With the layer's class its hook goes."""
+        if self.hook is not None:
+            self.hook.remove()
 
     def linear(self, layer: Any, x: Tensor) -> Tensor:
         """The noisy output of a linear layer; x [B, …, fan_in]."""
@@ -47,14 +54,34 @@ class Noise:
         """The noisy output of a convolution, of x [B, channels, …] and its plain output y."""
         tensor, values = layer._fewtune.tuned["weight"], layer._parameters["weight_selected"]
         less_one = self._draw(x, (len(x), tensor.places.neurons, *[1] * (x.ndim - 2)))
-        weight = layer._parameters["weight"]
-        change = tensor.weights(values) - self.start.to(values)
-        dense = values.new_zeros(weight.numel()).scatter(0, tensor.index.view(-1), change.view(-1)).view(weight.shape)
+        dense, bias = self._dense(layer, values)
         channels = tensor.places.hot_channels
         if layer.groups == 1 and len(channels) < x.shape[1]:
             x, dense = x.index_select(1, channels), dense.index_select(1, channels)
-        bias = None if self.bias_start is None else layer.bias - self.bias_start.to(values)
         return y + less_one * layer._conv_forward(x, dense.to(x.dtype), bias)
+
+    def other(self, layer: Any, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The noisy output of a convolution with a forward of its own (timm's Conv2dSame), as its forward hook."""
+        values = layer._parameters["weight_selected"]
+        if not layer.training or not recorded(values):
+            return y
+        if not self.met:
+            twice = _run(layer, inputs, *(None if p is None else 2 * p.detach() for p in (layer.weight, layer.bias)))
+            if not torch.allclose(twice, 2 * y, rtol=1e-3, atol=1e-4 * float(y.detach().abs().max())):
+                raise TuningError(
+                    f"noise: {type(layer).__name__} is not linear in its weight, which is standardised or normalised; "
+                    "take noise=0, or exclude it"
+                )
+        dense, bias = self._dense(layer, values)
+        less_one = self._draw(y, (len(y), y.shape[1], *[1] * (y.ndim - 2)))
+        return y + less_one * _run(layer, inputs, dense.to(inputs[0].dtype), bias)
+
+    def _dense(self, layer: Any, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """dW, in the weight's shape, and db."""
+        tensor, shape = layer._fewtune.tuned["weight"], layer._parameters["weight"].shape
+        change = tensor.weights(values) - self.start.to(values)
+        dense = values.new_zeros(shape.numel()).scatter(0, tensor.index.view(-1), change.view(-1)).view(shape)
+        return dense, None if self.bias_start is None else layer.bias - self.bias_start.to(values)
 
     def _draw(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """z - 1."""
@@ -62,8 +89,21 @@ class Noise:
         return torch.randn(shape, dtype=x.dtype, device=x.device) * self.sigma
 
 
+def _run(layer: Any, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A layer's own forward with another weight and bias."""
+    base = layer._fewtune.base
+    plain = base.__new__(base)
+    plain.__dict__ = {key: value for key, value in layer.__dict__.items() if key != "_fewtune"}
+    plain.__dict__["_parameters"] = {"weight": weight, "bias": bias}
+    y: Tensor = base.forward(plain, *inputs)
+    return y
+
+
 class NoisyLinear(torch.autograd.Function):
-    """y = x W^T + b + (z - 1) (x dW^T + db); of dL/dW the selected entries alone are formed."""
+    """y = x W^T + b + (z - 1) (x dW^T + db); of dL/dW the selected entries alone are formed.
+
+    X' holds the hot columns of x, after a column of ones; C, of its shape, what their weights and the bias changed by.
+    """
 
     @staticmethod
     def forward(
@@ -71,39 +111,59 @@ class NoisyLinear(torch.autograd.Function):
         bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
     ) -> Tensor:  # fmt: skip
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        change = values.new_zeros(places.neurons, len(places.hot))
-        if places.rows is None:
-            change.scatter_(1, places.hot_index, values - start)
-        else:
-            change[places.rows, places.hot_index] = values - start
         shift = None if bias is None or bias_start is None else bias - bias_start
         x, cast_weight, bias = as_autocast(x, weight, bias)
-        hot, change, less_one = x[..., places.hot], change.to(x.dtype), less_one.to(x.dtype)
+        ctx.places, ctx.fused = places, fusible(x, cast_weight, values, bias, places)
+        kept = fused_keep(x, places) if ctx.fused else _with_ones(x, places)
+        change = _change(values - start, shift, kept.shape[1], places).to(x.dtype)
+        less_one = less_one.to(x.dtype)
         y = F.linear(x, cast_weight, bias)
-        y.addcmul_(F.linear(hot, change, None if shift is None else shift.to(x.dtype)), less_one)
-        ctx.save_for_backward(hot, weight, change, less_one)
-        ctx.places = places
+        y.addcmul_((kept @ change.t()).view_as(y), less_one)
+        ctx.save_for_backward(kept, weight, change, less_one)
         return not_a_view(y)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
-        hot, weight, change, less_one = ctx.saved_tensors
+        kept, weight, change, less_one = ctx.saved_tensors
         places, (x_dtype, values_dtype, bias_dtype) = ctx.places, ctx.dtypes
         extra = dy * less_one
-        rows, noisy = dy.reshape(-1, dy.shape[-1]), (dy + extra).reshape(-1, dy.shape[-1])
-        dx = dv = db = None
+        rows, flat = dy.reshape(-1, dy.shape[-1]), extra.reshape(-1, dy.shape[-1])
+        dx = None
         if ctx.needs_input_grad[0]:
-            dx = rows @ weight.to(dy.dtype)
-            dx.index_add_(1, places.hot, extra.reshape(rows.shape) @ change.to(dy.dtype))
+            dx, hot = rows @ weight.to(dy.dtype), slice(1, 1 + len(places.hot))
+            dx.index_add_(1, places.hot, flat @ change[:, hot].to(dy.dtype))
             dx = dx.to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
-        if ctx.needs_input_grad[1]:
-            product = noisy.t() @ hot.reshape(len(rows), -1).to(dy.dtype)
-            dv = product.gather(1, places.hot_index) if places.rows is None else product[places.rows, places.hot_index]
-            dv = dv.to(values_dtype)
-        if ctx.needs_input_grad[3]:
-            db = noisy.sum(0, dtype=bias_dtype)
-        return dx, dv, None, db, None, None, None, None
+        noisy = flat.add_(rows)  # dL/dy times z
+        if ctx.fused:
+            dv, db = fused_gradients(noisy, kept, places)
+        else:
+            product = noisy.t() @ kept.to(dy.dtype)
+            dv, db = _picked(product[:, 1:], places), product[:, 0].clone()
+        db = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
+        return dx, dv.to(values_dtype), None, db, None, None, None, None
+
+
+def _with_ones(x: Tensor, places: SelectedPlaces) -> Tensor:
+    hot = x.reshape(-1, x.shape[-1]).index_select(1, places.hot)
+    return torch.cat([hot.new_ones(len(hot), 1), hot], dim=1)
+
+
+def _change(change: Tensor, shift: Tensor | None, width: int, places: SelectedPlaces) -> Tensor:
+    """C [neurons, width]."""
+    whole = change.new_zeros(places.neurons, width)
+    if places.rows is None:
+        whole.scatter_(1, 1 + places.hot_index, change)
+    else:
+        whole[places.rows, 1 + places.hot_index] = change
+    if shift is not None:
+        whole[:, 0] = shift
+    return whole
+
+
+def _picked(matrix: Tensor, places: SelectedPlaces) -> Tensor:
+    """The selected entries of [neurons, hot columns], in the shape of the values."""
+    return matrix.gather(1, places.hot_index) if places.rows is None else matrix[places.rows, places.hot_index]
 
 
 def add_noise(tuner: Tuner, sigma: float) -> None:
@@ -126,7 +186,8 @@ def add_noise(tuner: Tuner, sigma: float) -> None:
     for depth, (name, t) in enumerate(chosen):
         for owner in t.owners:
             module: Any = owner.module
-            if owner.attribute != "weight" or fast_forward(module._fewtune.base) is None or t.tensor.ndim < 2:
+            stock = fast_forward(module._fewtune.base) is not None
+            if owner.attribute != "weight" or not (stock or isinstance(module, CONVOLUTIONS)):
                 raise TuningError(
                     f"noise: {name} is the weight of {module._fewtune.base.__name__}.{owner.attribute}; expected stock "
                     "linear layers and convolutions; take noise=0, or exclude it"
@@ -135,6 +196,8 @@ def add_noise(tuner: Tuner, sigma: float) -> None:
             start = t.before if bias is None else bias.before
             noise = Noise(sigma * (1 - depth / len(chosen)), t.before, None if bias is None else start)
             module._fewtune.noise = held[name] = noise
+            if not stock:
+                noise.hook = module.register_forward_hook(noise.other)
     _once_called(tuner.model, held)
 
 
