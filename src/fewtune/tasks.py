@@ -64,7 +64,8 @@ def fit(
 ) -> Result:
     """Select, train, test once, and write a run folder: `fewtune.training.fit.fit` for every kind of task.
 
-    ``prepared``: the data of this recipe and its model, where they are there already. The last four are what only Python can say; see there.
+    ``prepared``: the data of this recipe and its model, where they are there already. The last
+    four are what only Python can say; see there.
     """
     from fewtune.training.fit import fit as run
 
