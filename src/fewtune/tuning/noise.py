@@ -66,15 +66,16 @@ class Noise:
         if not layer.training or not recorded(values):
             return y
         if not self.met:
-            twice = _run(layer, inputs, *(None if p is None else 2 * p.detach() for p in (layer.weight, layer.bias)))
+            bias = None if layer.bias is None else 2 * layer.bias.detach()
+            twice = _run(layer, inputs, 2 * layer.weight.detach(), bias)
             if not torch.allclose(twice, 2 * y, rtol=1e-3, atol=1e-4 * float(y.detach().abs().max())):
                 raise TuningError(
                     f"noise: {type(layer).__name__} is not linear in its weight, which is standardised or normalised; "
                     "take noise=0, or exclude it"
                 )
-        dense, bias = self._dense(layer, values)
+        dense, shift = self._dense(layer, values)
         less_one = self._draw(y, (len(y), y.shape[1], *[1] * (y.ndim - 2)))
-        return y + less_one * _run(layer, inputs, dense.to(inputs[0].dtype), bias)
+        return y + less_one * _run(layer, inputs, dense.to(inputs[0].dtype), shift)
 
     def _dense(self, layer: Any, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """dW, in the weight's shape, and db."""
@@ -140,8 +141,8 @@ class NoisyLinear(torch.autograd.Function):
         else:
             product = noisy.t() @ kept.to(dy.dtype)
             dv, db = _picked(product[:, 1:], places), product[:, 0].clone()
-        db = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
-        return dx, dv.to(values_dtype), None, db, None, None, None, None
+        bias_gradient = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
+        return dx, dv.to(values_dtype), None, bias_gradient, None, None, None, None
 
 
 def _with_ones(x: Tensor, places: SelectedPlaces) -> Tensor:
