@@ -79,11 +79,6 @@ def find_border(model: nn.Module, reach: Reach) -> Border:
     return Border(name, model.get_submodule(name), dict(_before(model, trunk, name)), bare)
 
 
-def count_units(model: nn.Module) -> int:
-    """How many blocks or stages a reach counts in a model; ModelError where they are not known."""
-    return len(_units(model)[1])
-
-
 def below_reach(model: nn.Module, reach: Reach) -> tuple[str, ...]:
     """Names of the modules and parameters before the last `reach` blocks or stages, as ``exclude=`` of
     `fewtune.select` and `fewtune.gradient_importance` takes them.
