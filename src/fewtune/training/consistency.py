@@ -9,7 +9,6 @@ of it, as of the augmentation. Their code compares the first epoch with zeros; h
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +37,10 @@ class Consistency:
         before[indices] = logits
         self.before, self._now = before, []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The logits, where there are some."""
         return {} if self.before is None else {"before": self.before}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from saved logits."""
         self.before = state.get("before")
