@@ -59,7 +59,8 @@ class Recurrent(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)[0]
+        with torch.backends.mkldnn.flags(enabled=False):  # oneDNN has no LSTM of these sizes on some processors
+            return self.layer(x)[0]
 
 
 class Cell(nn.Module):

@@ -128,8 +128,8 @@ def planted_at_attach(fault: str | None) -> Iterator[None]:
         if fault == "index shifted by one":
             right = trained.tune_selected
 
-            def shifted(selection: fewtune.Selection, name: str, held: Any) -> Any:
-                tuned = right(selection, name, held)
+            def shifted(selection: fewtune.Selection, name: str, held: Any, *more: Any) -> Any:
+                tuned = right(selection, name, held, *more)
                 places, view = selection.places[name], selection.anatomy.views[name]
                 flat = (places.rows * places.fan_in + (places.columns + 1) % places.fan_in).sort().values
                 tensor = held[0].module._fewtune.tuned[held[0].attribute]
