@@ -36,7 +36,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 nb_execution_mode = "force"  # a tutorial runs whenever its page is read: from nothing, all of them
 nb_execution_in_temp = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm, about widgets that no page has
