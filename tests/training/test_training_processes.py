@@ -48,7 +48,7 @@ def test_a_killed_and_resumed_run_ends_with_the_very_same_numbers(images: Path, 
     settings: dict[str, Any] = {
         "epochs": 12, "ema": 0.9, "mixup": 0.2, "drop_path": 0.2, "augment": "fgvc", "lr": 1e-3
     }  # fmt: skip
-    fit(tiny_recipe(images, **settings), tmp_path / "whole")
+    fit(tiny_recipe(images, preset="paper", **settings), tmp_path / "whole")
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "fewtune", "fit", *arguments(images, **settings), "--out", str(killed)]
     _kill_after(4, command, killed)
