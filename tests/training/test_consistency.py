@@ -11,8 +11,8 @@ import fewtune
 from fewtune.errors import ConfigError
 from fewtune.tasks import fit
 from fewtune.training.consistency import Consistency
-from fewtune.training.learner import Learner
 from runs import coloured_folder, tiny_recipe
+from stopping import Stop
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,10 @@ def test_the_penalty_is_the_equation_from_the_second_epoch_on() -> None:
     torch.testing.assert_close(again.penalty(third, indices), 0.3 * ((third - second) ** 2).sum() / 6)
 
 
-def test_a_run_goes_on_to_the_bit(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_to_the_bit(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, noise=0.5, consistency=0.1, lr=5e-3)
-    begin = Learner.on_train_epoch_start
-
-    def stop(self: Learner) -> None:
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        begin(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "on_train_epoch_start", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "parts", callbacks=[Stop(2)])
     whole, parts = fit(recipe, tmp_path / "whole"), fit(recipe, tmp_path / "parts", resume=True)
     one, other = (fewtune.load_delta(run.folder.delta).values for run in (whole, parts))
     assert all(torch.equal(one[name], value) for name, value in other.items())

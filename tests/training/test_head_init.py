@@ -17,12 +17,13 @@ from fewtune.errors import ConfigError
 from fewtune.methods import METHODS
 from fewtune.methods.linear import Features, fit_probe, held
 from fewtune.tasks import fit, prepare
-from fewtune.training.learner import BEFORE, Learner
+from fewtune.training.learner import BEFORE
 from fewtune.training.run_folder import RunFolder
 from fewtune.training.search import search_recipe
 from fewtune.training.tuners import Share, score
 from fewtune.training.work import Work
 from runs import coloured_folder, tiny_recipe
+from stopping import Stop
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,17 +73,8 @@ def test_an_interrupted_run_goes_on_from_the_same_probe(
 ) -> None:
     recipe = tiny_recipe(images, head_init="probe", lr=5e-3)
     whole = fit(recipe, tmp_path / "whole")
-    begin = Learner.on_train_epoch_start
-
-    def stop(self: Learner) -> None:
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        begin(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "on_train_epoch_start", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "parts", callbacks=[Stop(2)])
     with monkeypatch.context() as patch:
         patch.setattr("fewtune.classification.work.probe_head", None)  # it is not fitted again
         parts = fit(recipe, tmp_path / "parts", resume=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Callback
 
 from fewtune.errors import MissingExtra
 from fewtune.files import read_json
 from fewtune.tasks import fit
 from fewtune.training.trackers import results
 from runs import arguments, coloured_folder, fewtune, tiny_recipe
+from stopping import Stop
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return coloured_folder(tmp_path_factory.mktemp("trackers") / "images", each=8)
 
 
-class Stop(Callback):
-    """Ends training in its second epoch."""
-
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-
 def _interrupted_run(images: Path, out: Path, tracker: str) -> dict[str, Any]:
     """Of three epochs the first, then the others by --resume."""
     recipe = tiny_recipe(images, epochs=3, warmup_epochs=0, importance="magnitude", tracker=tracker)
     with pytest.raises(KeyboardInterrupt):
-        fit(recipe, out, callbacks=[Stop()])
+        fit(recipe, out, callbacks=[Stop(1)])
     begun = read_json(out / "tracker.json")
     fit(recipe, out, resume=True)
     assert read_json(out / "tracker.json") == begun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import fewtune
 from attaching import batch, choose, same_bits, small_convnet, small_vit, state_of
 from fewtune.errors import TuningError
 from fewtune.tasks import fit
-from fewtune.training.learner import Learner
 from fewtune.tuning import attach, column_rms
 from fewtune.tuning.units import FLOOR
 from layer_kinds import KINDS
 from runs import coloured_folder, tiny_recipe
+from stopping import Stop
 
 MODELS = {"vit": small_vit, "convnet": small_convnet}
 OPTIMIZERS = {
@@ -201,25 +200,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return coloured_folder(tmp_path_factory.mktemp("data") / "images")
 
 
-@pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    begin = Learner.on_train_epoch_start
-
-    def stop(self: Learner) -> None:
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        begin(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "on_train_epoch_start", stop)
-        yield patch
-
-
-def test_a_run_goes_on_to_the_bit(images: Path, tmp_path: Path, stopping: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_to_the_bit(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, units="input", ema=0.9, lr=5e-3, augment="fgvc")
     with pytest.raises(KeyboardInterrupt):
-        fit(recipe, tmp_path / "parts")
-    stopping.undo()
+        fit(recipe, tmp_path / "parts", callbacks=[Stop(2)])
     whole, parts = fit(recipe, tmp_path / "whole"), fit(recipe, tmp_path / "parts", resume=True)
     one, other = (fewtune.load_delta(run.folder.delta).values for run in (whole, parts))
     assert one.keys() == other.keys()

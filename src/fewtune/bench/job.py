@@ -63,7 +63,8 @@ class Job:
 
 
 def begin_worker(threads: int) -> None:
-    """Set up a process that does jobs: its threads, and what it logs goes into the folder of each run alone."""
+    """Set up a process that does jobs: threads, memory, and a log that goes into the folder of each run alone."""
+    keep_freed_memory()
     torch.set_num_threads(threads)
     logging.getLogger("fewtune").setLevel(logging.INFO)
     logging.getLogger("fewtune").propagate = False
@@ -77,7 +78,6 @@ def do(job: Job) -> str | None:
     log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger("fewtune").addHandler(log)
     try:
-        keep_freed_memory()
         reset_peak_memory()
         seed_all(job.recipe.seed)
         if job.kind == "choose":

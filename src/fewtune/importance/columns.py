@@ -80,20 +80,19 @@ class ColumnSums(TorchFunctionMode):
         x = given["input"].detach().to(wide)
         shape = weight.shape[1:] if not call.inputs_first else (1, *weight.shape[2:])
         first = weight.shape[0] if call.inputs_first else given.get("groups", 1)
-        with torch.enable_grad():
-            one = torch.zeros((first, *shape), dtype=wide, device=x.device, requires_grad=True)
 
-            def summed(values: Tensor) -> Tensor:
-                ours = {"input": values, "weight": one}
-                if bias is not None:
-                    ours["bias"] = one.new_zeros(()) if func is torch.addmm else None  # type: ignore[assignment]
-                placed = [ours.get(key, value) for key, value in zip(call.names, args, strict=False)]
-                (gradient,) = torch.autograd.grad(
-                    func(*placed, **{k: ours.get(k, v) for k, v in named.items()}).sum(), one
-                )
-                return gradient.to(_wide(weight))
+        def again(values: Tensor, one: Tensor) -> Tensor:
+            ours = {"input": values, "weight": one}
+            if bias is not None:
+                ours["bias"] = one.new_zeros(()) if func is torch.addmm else None  # type: ignore[assignment]
+            placed = [ours.get(key, value) for key, value in zip(call.names, args, strict=False)]
+            result: Tensor = func(*placed, **{key: ours.get(key, value) for key, value in named.items()})
+            return result
 
-            sums = (torch.tensor(output.numel() / self.views[name].neurons), summed(x), summed(x.square()))
+        def summed(values: Tensor) -> Tensor:
+            return column_sums(partial(again, values), x.new_zeros((first, *shape)))[0].to(_wide(weight))
+
+        sums = (torch.tensor(output.numel() / self.views[name].neurons), summed(x), summed(x.square()))
         before = self._sums.get(name)
         self._sums[name] = sums if before is None else tuple(map(torch.add, before, sums))  # type: ignore[assignment]
         if self.gradients and output.requires_grad:
@@ -135,6 +134,22 @@ class ColumnSums(TorchFunctionMode):
         if of_groups.shape[1:] == shape[1:]:
             return of_groups.repeat_interleave(shape[0] // len(of_groups), 0)
         return of_groups.expand(shape)
+
+
+def column_sums(layer: Callable[[Tensor], Tensor], zeros: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum over all positions of each input column of a layer, and the layer's output of one neuron a group.
+
+    The gradient of sum(X w) by w is the sum of X's rows, so nothing is unfolded.
+
+    Args:
+        layer: its output, of a weight alone.
+        zeros: a weight of one neuron a group; its dtype is that of the sums.
+    """
+    with torch.enable_grad():
+        weight = zeros.requires_grad_()
+        output = layer(weight)
+        (sums,) = torch.autograd.grad(output.sum(), weight)
+    return sums, output.detach()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

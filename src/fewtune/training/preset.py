@@ -75,9 +75,9 @@ def _with(work: Work, name: Preset) -> tuple[Recipe, str]:
     """A work's recipe with a preset; what of it does not go with the user's settings or the model is left out, and
     told."""
     given = work.recipe.model_dump(include=work.recipe.model_fields_set)
-    own = presets()[name].keys() - given.keys()
-    unfit = own & _unfit(work)
-    for also in ((), *((key,) for key in sorted(own - unfit))):
+    free = presets()[name].keys() - given.keys()
+    unfit = free & _unfit(work)
+    for also in ((), *((key,) for key in sorted(free - unfit))):
         left = unfit | set(also)
         defaults = {key: Recipe.model_fields[key].default for key in left}
         try:

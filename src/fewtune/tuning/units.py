@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError
+from fewtune.importance.columns import column_sums
 from fewtune.importance.passes import left_as_found, reduce_over_processes
 from fewtune.neurons import View, owners
 from fewtune.tuning.ops import SelectedPlaces
@@ -134,15 +135,9 @@ def _add(sums: dict[str, Tensor], name: str, view: View, layer: nn.Module, input
 
 
 def _conv_squares(square: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
-    """The weight gradient of a convolution of x^2 with one neuron a group, where dL/dy = 1 everywhere, is that sum."""
-    if layer.padding_mode != "zeros":
-        square = nn.functional.pad(square, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-    padding: Any = layer.padding if layer.padding_mode == "zeros" else 0
-    groups, plain = layer.groups, {1: "conv1d", 2: "conv2d", 3: "conv3d"}[len(layer.kernel_size)]
-    with torch.enable_grad():
-        shape = (groups, square.shape[1] // groups, *layer.kernel_size)
-        weight = square.new_zeros(shape, requires_grad=True)
-        y = getattr(nn.functional, plain)(square, weight, None, layer.stride, padding, layer.dilation, groups)
-        (total,) = torch.autograd.grad(y.sum(), weight)
+    """The sums of squares of a convolution's columns, and in a last column how many positions they are of."""
+    groups = layer.groups
+    zeros = square.new_zeros(groups, square.shape[1] // groups, *layer.kernel_size)
+    total, y = column_sums(lambda weight: layer._conv_forward(square, weight, None), zeros)
     positions = total.new_full((groups, 1), y[:, 0].numel())
     return torch.cat([total.reshape(groups, -1), positions], dim=1)
