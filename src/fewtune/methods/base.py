@@ -240,8 +240,8 @@ class Method:
     load: reads the file of what was prepared.
     check: refuses, before anything is written, what the settings ask for and cannot be.
     fit: how it is trained where not by epochs.
-    grow: what is trained from a stage on, given what was trained before and the number of the stage, from 1 on; for
-        methods that choose connections bit by bit (`stages=`). The run's model holds the tuned weights then.
+    grow: what is trained from a stage on (`stages=`), given what was trained before it and its number, from 1 on; the
+    run's model holds the tuned weights then.
     read: the modules of a task file from their settings and tensors, where the method adds modules.
     starts_plain: whether the attached model, before its first step, predicts what the plain one does.
     """
