@@ -16,6 +16,7 @@ from fewtune.kinds import DEFAULT, KINDS
 from fewtune.methods import load_task_file
 from fewtune.objectives import Objective
 from fewtune.plugins import Table
+from fewtune.training.cluster import LOCAL
 from fewtune.training.images import Transform
 from fewtune.training.task import Comparison, Evaluation, Loaded, Rows, Task
 from fewtune.training.work import Described, Work
@@ -56,6 +57,8 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     search: bool = False,
+    on: str = LOCAL,
+    threads: int = 1,
     prepared: Work | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
@@ -71,8 +74,8 @@ def fit(
 
     ready = prepare if prepared is None else prepared.renewed
     return run(
-        recipe, out, ready, resume=resume, overwrite=overwrite, search=search, callbacks=callbacks, loggers=loggers,
-        train_transform=train_transform, objective=objective,
+        recipe, out, ready, resume=resume, overwrite=overwrite, search=search, on=on, threads=threads,
+        callbacks=callbacks, loggers=loggers, train_transform=train_transform, objective=objective,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from clusters import ray_nodes
 from fewtune.bench.executors import executor
 from fewtune.bench.foreman import run_grid
 from fewtune.bench.grid import Grid, grid_from
@@ -38,21 +39,10 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes with one CPU each: two raylets on this machine."""
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 other work on this machine would come first
-    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'fewtune[ray]')")
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    started = Cluster(initialize_head=True, head_node_args=node)
-    started.add_node(**node)
-    ray.init(started.address, log_to_driver=False)
-    try:
+def cluster() -> Iterator[Any]:
+    """Two nodes with one CPU each."""
+    with ray_nodes(2) as started:
         yield started
-    finally:
-        ray.shutdown()
-        started.shutdown()
 
 
 def results(out: Path) -> dict[str, Any]:

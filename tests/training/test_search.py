@@ -16,8 +16,8 @@ from fewtune.cli.fit import seconds
 from fewtune.config import read_recipe
 from fewtune.errors import ConfigError, MissingExtra
 from fewtune.tasks import fit
-from fewtune.training.search import Judge
-from fewtune.training.study import Space
+from fewtune.training.study import Space, Study
+from fewtune.training.trial import Judge
 from runs import arguments, coloured_folder, tiny_recipe
 
 optuna = pytest.importorskip("optuna")
@@ -73,6 +73,20 @@ def test_it_scores_once_and_trains_with_the_best(images: Path, tmp_path: Path, m
     assert fewtune.Selection.load(result.folder.selection).connections == chosen.k * 3136
     monkeypatch.setattr("fewtune.methods.criteria.gradient_importance", pytest.fail)
     assert fit(recipe, tmp_path / "run", resume=True, search=True).metrics == result.metrics
+
+
+def test_trials_that_were_left_behind_are_the_next(tmp_path: Path) -> None:
+    """Of three at a time; the listed rates come before what is drawn, each once."""
+    space = Space((1e-4, 1e-3, 1e-2, 1e-1), (1.0, 2.0))
+    study = Study(tmp_path / "search.db", space, 0)
+    asked = [study.ask() for _ in range(5)]
+    study.tell(asked[2], 0.5, pruned=False, val_loss=1.0)
+    assert [trial.params for trial in asked[:4]] == space.first
+    again = Study(tmp_path / "search.db", space, 0)
+    left = [again.ask() for _ in range(4)]
+    assert [trial.params for trial in left] == [asked[number].params for number in (0, 1, 3, 4)]
+    assert again.ask().params not in [trial.params for trial in asked]
+    assert [trial.params for trial in again.done] == [asked[2].params]
 
 
 class Killed(BaseException):
@@ -156,6 +170,8 @@ def test_times(text: str, value: float) -> None:
     [
         (["--time", "5min"], "give --search too"),
         (["--search", "--time", "soon"], "such as 90s, 20min or 1.5h; got 'soon'"),
+        (["--on", "ray"], "give --search too"),
+        (["--search", "--on", "slurm"], "local, ray or ray://HOST:PORT, got 'slurm'"),
         (["--search", "method=linear"], "no learning rate or K to search"),
     ],
 )
@@ -170,8 +186,11 @@ def test_wrong_calls_end_in_one_line(
     assert not (tmp_path / "wrong").exists()
 
 
-def test_without_optuna_the_extra_is_named(images: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtra, match=r"fewtune\[search\]"):
-        fit(tiny_recipe(images), tmp_path / "without", search=True)
+@pytest.mark.parametrize(("library", "extra"), [("optuna", "search"), ("ray", "ray")])
+def test_without_a_library_its_extra_is_named(
+    library: str, extra: str, images: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtra, match=rf"fewtune\[{extra}\]"):
+        fit(tiny_recipe(images), tmp_path / "without", search=True, on="local" if library == "optuna" else "ray")
     assert not (tmp_path / "without").exists()

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from fewtune.bench.choices import next_choice
 from fewtune.bench.estimate import Sizes, seconds_a_pass, sizes_of
-from fewtune.bench.executors import LOCAL, executor
+from fewtune.bench.executors import executor
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job
 from fewtune.bench.ledger import Ledger
@@ -26,6 +26,7 @@ from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_json, write_text
 from fewtune.progress import counted, duration
 from fewtune.tasks import TASKS
+from fewtune.training.cluster import LOCAL
 from fewtune.training.run_folder import RunFolder
 
 log = logging.getLogger("fewtune")

@@ -35,6 +35,10 @@ def fit(
     time: Annotated[
         str | None, typer.Option(help="How long --search goes on, or a folder's run may take: 90s, 20min or 1.5h")
     ] = None,
+    on: Annotated[
+        str, typer.Option(help="Where --search makes its short runs: local, ray, or a Ray cluster's ray://HOST:PORT")
+    ] = "local",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each short run on a Ray cluster.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fine-tune a model on your images: select connections, train them, test once, and write the task file."""
@@ -45,6 +49,8 @@ def fit(
     from fewtune.training.run_folder import RunFolder
     from fewtune.training.trainer import is_main
 
+    if on != "local" and not (search or resume):
+        raise typer.BadParameter("--on says where --search makes its short runs; give --search too")
     given, allowed = settings or [], None if time is None else seconds(time)
     if search and allowed is not None:
         given = [*given, f"search_seconds={allowed}"]
@@ -64,7 +70,9 @@ def fit(
             "give --search too, or no preset and no recipe"
         )
     try:
-        result = run(recipe, out, resume=resume, overwrite=overwrite, search=search, prepared=prepared)
+        result = run(
+            recipe, out, resume=resume, overwrite=overwrite, search=search, on=on, threads=threads, prepared=prepared
+        )
     except KeyboardInterrupt:
         if is_main() and (RunFolder(out).config.exists() or RunFolder(out).study.exists()):
             logging.getLogger("fewtune").warning("interrupted; to go on: fewtune fit --out %s --resume", out)

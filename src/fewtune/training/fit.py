@@ -26,6 +26,7 @@ from fewtune.hub import is_address, pinned
 from fewtune.methods import METHODS, Tuner
 from fewtune.methods.reach import find_border
 from fewtune.objectives import Objective
+from fewtune.training.cluster import LOCAL
 from fewtune.training.images import Transform
 from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss, kept_state
 from fewtune.training.loaders import seed_all
@@ -57,6 +58,8 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     search: bool = False,
+    on: str = LOCAL,
+    threads: int = 1,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     train_transform: Transform | None = None,
@@ -70,6 +73,7 @@ def fit(
         resume: go on after the last finished epoch; on a CPU the numbers are those of an uninterrupted run.
         overwrite: throw away the run that lies in `out`.
         search: first choose lr, k (and drop path) on validation images, see `fewtune.training.search`.
+        on, threads: where the short runs of a search are done: "local", "ray" or "ray://HOST:PORT"; threads of each.
         callbacks: of Lightning, beside fewtune's own.
         loggers: of Lightning, beside TensorBoard's.
         train_transform: in place of the recipe's augmentation: PIL image -> tensor [3, size, size], normalised as the
@@ -102,7 +106,7 @@ def fit(
     work = replace(prepare(recipe), train_transform=train_transform, importance_objective=objective)
     _look_over(work, tell=main, begun=begun)
     if (search or searching) and not begun:
-        work = _searched(work, folder, goes_on=searching)
+        work = _searched(work, folder, on, threads, goes_on=searching)
     elif main and not begun:
         folder.begin(recipe)
     try:
@@ -127,7 +131,7 @@ def _look_over(work: Work, *, tell: bool, begun: bool) -> None:
         check(Share(work, torch.device("cpu")))
 
 
-def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:
+def _searched(work: Work, folder: RunFolder, on: str, threads: int, *, goes_on: bool) -> Work:
     """The work with the settings that a search chose, and the folder of the run begun with them."""
     from fewtune.training.search import check_search, search_recipe
 
@@ -135,7 +139,7 @@ def _searched(work: Work, folder: RunFolder, *, goes_on: bool) -> Work:
     if not goes_on:
         folder.begin_search(work.recipe)
     try:
-        chosen = search_recipe(work, folder.study)
+        chosen = search_recipe(work, folder.study, on, threads)
     except FewtuneError:
         if not goes_on:
             folder.abandon()

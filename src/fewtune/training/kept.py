@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -155,19 +156,18 @@ class KeptPrefix:
             if split is None:
                 continue
             views = recipe.prefix_views or 1 if which == "train" else 1
-            store = Store(cache_folder() / "prefixes" / f"{key}-{_digest(repr(split.transform))}")
+            folder = cache_folder() / "prefixes" / f"{key}-{_digest(repr(split.transform))}"
             contents = content_digests(split)
             names = [[f"{content.hex()}-{view}" for content in contents] for view in range(views)]
-            wanted = _lacking(store, names)
-            if wanted:
-                _announce(store, which, len(wanted), len(wanted) * int(np.prod(row)) * dtype.itemsize, recipe)
-                loader = DataLoader(
-                    _Views(split, wanted, contents), recipe.batch_size, num_workers=recipe.workers,
-                    generator=torch.Generator(),  # else it would draw from the run's own random numbers
-                )  # fmt: skip
-                blocks = (_as_rows(shortcut.below(images.to(device)), last, dtype) for images in shown(
-                    loader, f"frozen part: {which}", len(loader)))  # fmt: skip
-                store.add([names[view][index] for view, index in wanted], row, dtype, blocks)
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):  # of runs side by side one computes, and the others find it
+                store = Store(folder)
+                wanted = _lacking(store, names)
+                if wanted:
+                    _announce(store, which, len(wanted), len(wanted) * int(np.prod(row)) * dtype.itemsize, recipe)
+                    batches = _batches(_Views(split, wanted, contents), which, recipe)
+                    blocks = (_as_rows(shortcut.below(batch.to(device)), last, dtype) for batch in batches)
+                    store.add([names[view][index] for view, index in wanted], row, dtype, blocks)
             images[which] = KeptImages(store, names, [split.label(index) for index in range(len(split))])
         return cls(shortcut, images, given.dtype, last)
 
@@ -175,6 +175,15 @@ class KeptPrefix:
         """What the model returns for rows [B, ...] of kept images."""
         given = kept.to(self.dtype)
         return self.shortcut.above(given.movedim(-1, 1) if self.last else given)
+
+
+def _batches(views: _Views, which: str, recipe: Recipe) -> Iterator[Tensor]:
+    """The images in batches, behind a progress bar."""
+    loader = DataLoader(
+        views, recipe.batch_size, num_workers=recipe.workers,
+        generator=torch.Generator(),  # else it would draw from the run's own random numbers
+    )  # fmt: skip
+    return shown(loader, f"frozen part: {which}", len(loader))
 
 
 def _lacking(store: Store, names: Sequence[Sequence[str]]) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The trials of a search as an Optuna study in an SQLite file, which optuna-dashboard reads too.
 
-Trial n draws from a sampler that is seeded by (seed, n), so a study that was killed goes on to the same trials as one
-that was not.
+Trial n draws from a sampler that is seeded by (seed, n), so a study of one trial at a time that was killed goes on to
+the same trials as one that was not. Of several at a time, what is drawn depends on which others have ended.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class Study:
     def __init__(self, path: Path, space: Space, seed: int) -> None:
         self.space, self.seed = space, seed
         self.study = _open(path)
-        for trial in self._of("RUNNING"):  # left behind by a process that was killed; the next one asks for the same
+        for trial in self._of("RUNNING"):  # left behind by a process that was killed: what is tried next
             self.study.tell(trial.number, state=trial.state.FAIL)
+            self.study.enqueue_trial(trial.params)
 
     def _of(self, *states: str) -> list[FrozenTrial]:
         from optuna.trial import TrialState
@@ -108,22 +109,30 @@ class Study:
         """The next trial, with its settings in `params`: the listed learning rates first, then what is drawn."""
         import optuna
 
-        number, first = len(self.done), self.space.first
+        number, first = len(self._of("COMPLETE", "PRUNED", "RUNNING")), self.space.first
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=len(first), seed=seed_of(self.seed, number))
         if number < len(first) and not self._of("WAITING"):
             self.study.enqueue_trial(first[number])
         return self.study.ask(self.space.distributions())
 
-    def tell(self, trial: Trial, value: float, *, pruned: bool, **noted: float | None) -> None:
+    def hopeless(self, trial: Trial, epoch: int, value: float) -> bool:
+        """Keep what validation measured of an epoch; whether the trial falls behind the others.
+
+        The curve of a trial that was begun again has its first part already.
+        """
+        if epoch not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            trial.report(value, epoch)
+        return trial.should_prune()
+
+    def tell(self, trial: Trial, value: float, *, pruned: bool, **noted: float | None) -> FrozenTrial:
         """Keep what validation measured of a trial, and whatever else is said of it (plain numbers)."""
         from optuna.trial import TrialState
 
         for name, one in noted.items():
             trial.set_user_attr(name, one)
         if pruned:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(trial, value)
+            return self.study.tell(trial, state=TrialState.PRUNED)
+        return self.study.tell(trial, value)
 
     def best(self) -> FrozenTrial:
         """The complete trial with the highest value, of equals the one with the lower validation loss."""

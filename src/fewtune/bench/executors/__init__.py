@@ -8,9 +8,7 @@ from typing import Protocol, Self
 
 from fewtune.bench.grid import Grid
 from fewtune.bench.job import Job
-from fewtune.errors import ConfigError
-
-LOCAL, RAY = "local", "ray"
+from fewtune.training.cluster import Cluster, Needs, cluster_of
 
 
 class Executor(Protocol):
@@ -43,12 +41,11 @@ def executor(on: str, grid: Grid) -> Executor:
         ConfigError: there is no such executor, or no cluster at the address.
         MissingExtra: Ray is not installed.
     """
-    if on == LOCAL:
+    address = cluster_of(on)
+    if address is None:
         from fewtune.bench.executors.local import LocalExecutor
 
         return LocalExecutor(grid.workers, grid.threads)
-    if on == RAY or on.startswith(f"{RAY}://"):
-        from fewtune.bench.executors.cluster import RayExecutor, Share
+    from fewtune.bench.executors.cluster import RayExecutor
 
-        return RayExecutor(None if on == RAY else on, Share(grid.threads, grid.gpus, grid.memory_gb))
-    raise ConfigError(f"runs are done on local, ray or ray://HOST:PORT, got '{on}'")
+    return RayExecutor(Cluster(address), Needs(grid.threads, grid.gpus, grid.memory_gb))
