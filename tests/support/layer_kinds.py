@@ -166,14 +166,24 @@ class LayerKind:
     channels_last: bool = False
     half: bool = True
     """Whether torch computes it in half precision on a CPU."""
+    quantised: bool = False
+    """Whether torchao's int8 weights take the place of its linear layers' weights, the head's aside."""
 
-    def net(self, dtype: torch.dtype, seed: int) -> Net:
+    def net(self, dtype: torch.dtype, seed: int, dense: bool = False) -> Net:
+        """``dense``: with the float numbers that quantised weights stand for in their place."""
         torch.manual_seed(seed)
         net = Net(self.build(), self.width, self.channels_last)
         with torch.no_grad():
             for p in net.parameters():
                 p.add_(0.05 * torch.randn_like(p))
-        return net.to(dtype).eval()
+        net.to(dtype).eval()
+        if self.quantised:
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            quantize_(net.body, Int8WeightOnlyConfig(set_inductor_config=False))
+            for layer in (module for module in net.body.modules() if isinstance(module, nn.Linear)):
+                layer.weight = nn.Parameter(layer.weight.dequantize() if dense else layer.weight)
+        return net
 
 
 def _conv1d(**options: Any) -> Callable[[], nn.Module]:
@@ -210,6 +220,10 @@ def _batch_normed() -> nn.Module:
 KINDS: dict[str, LayerKind] = {
     "linear": LayerKind(lambda: nn.Sequential(nn.Linear(5, 11), nn.GELU(), nn.Linear(11, 6)), 6, (5,)),
     "linear, tokens": LayerKind(lambda: nn.Sequential(nn.Linear(5, 11), nn.ReLU(), nn.Linear(11, 6)), 6, (3, 5), True),
+    "linear, int8": LayerKind(
+        lambda: nn.Sequential(nn.Linear(5, 11), nn.GELU(), nn.Linear(11, 6)), 6, (3, 5), True, quantised=True
+    ),
+    "linear, int8, used by function": LayerKind(Functional, 9, (3, 6), True, quantised=True),
     "linear without bias": LayerKind(lambda: nn.Sequential(nn.Linear(5, 6, bias=False), nn.Tanh()), 6, (5,)),
     "conv1d": LayerKind(_conv1d(padding=1), 6, (4, 7)),
     "conv1d, grouped, dilated": LayerKind(_conv1d(groups=2, dilation=2), 6, (4, 9)),

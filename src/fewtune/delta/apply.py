@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from fewtune.delta.checks import Target, find_targets, inventory, require_finite
 from fewtune.delta.contents import Contents
 from fewtune.delta.entries import read, write
+from fewtune.delta.full_precision import quantised_anew, tell_difference
 from fewtune.delta.head import Resizing
 from fewtune.errors import DeltaError
+from fewtune.quantised import Overlaid
 
 Verify = Literal["fast", "full", "none"]
 SHARED = "shared"
@@ -28,12 +30,14 @@ class Applied:
     """What stands in a model: the delta, what it wrote, and what it overwrote, each by tensor name.
 
     ``head``: the parameters of the head that were replaced, since the task has another number of classes.
+    ``overlaid``: what lies over the model's quantised weights in their place.
     """
 
     delta: Contents
     written: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
     head: Resizing
+    overlaid: Overlaid
     below: Applied | None = None
     """What was applied before, on which this one stands."""
 
@@ -110,6 +114,7 @@ def swap_delta(model: nn.Module, old: Contents, new: Contents, verify: Verify) -
             _applied[model] = replace(_put_in(model, new, verify), below=record.below)
         except BaseException:
             record.head.put_in()
+            record.overlaid.put_in()
             _write_all(_targets(model, record.delta), record.written, record.kept)
             raise
 
@@ -137,7 +142,8 @@ def _put_in(model: nn.Module, delta: Contents, verify: Verify) -> Applied:
         raise DeltaError(f"verify={verify!r}; expected 'fast', 'full' or 'none'")
     present = inventory(model)
     head = Resizing.of(model, present.parameters, delta.head_shapes)
-    present = present.replaced(head.new)
+    overlaid = Overlaid.of(model, delta.positions)
+    present = present.replaced({**head.new, **overlaid.new})
     targets = find_targets(delta, present)
     seen = {} if verify == "none" else _verify(delta, present.tensors, verify)
     kept = {}
@@ -156,13 +162,16 @@ def _put_in(model: nn.Module, delta: Contents, verify: Verify) -> Applied:
     )
     _write_all(targets, written, kept)
     head.put_in()
-    return Applied(delta, written, kept, head)
+    overlaid.put_in()
+    return Applied(delta, written, kept, head, overlaid)
 
 
 def _verify(delta: Contents, tensors: Mapping[str, Tensor], verify: Literal["fast", "full"]) -> dict[str, Tensor]:
     """Looks at the backbone's fingerprint; gives what it read of the tensors that it did not read whole."""
     positions = delta.fast_positions if verify == "fast" else dict.fromkeys(delta.fingerprint.tensors)
-    parts = {n: tensors[n] if index is None else read(tensors[n], index) for n, index in positions.items()}
+    anew = quantised_anew(delta, tensors)
+    looked_at = {**tensors, **anew}
+    parts = {n: looked_at[n] if index is None else read(looked_at[n], index) for n, index in positions.items()}
     if (name := delta.fingerprint.first_difference(parts.values(), verify)) is not None:
         shared = delta.metadata.get(SHARED)
         if isinstance(shared, dict):
@@ -175,7 +184,8 @@ def _verify(delta: Contents, tensors: Mapping[str, Tensor], verify: Literal["fas
             f"the delta belongs to another backbone: {name} has other values in this model; load the checkpoint that "
             "was tuned (if a task is already written into the model, load it anew)"
         )
-    return {name: part for name, part in parts.items() if positions[name] is not None}
+    tell_difference(anew, tensors)
+    return {name: part for name, part in parts.items() if positions[name] is not None and name not in anew}
 
 
 def _take_out(model: nn.Module, record: Applied) -> None:
@@ -191,6 +201,7 @@ def _take_out(model: nn.Module, record: Applied) -> None:
         raise _changed(model, next(iter(record.head.parameters)))
     _write_all({name: targets[name] for name in record.kept}, record.kept, record.written)
     record.head.take_out()
+    record.overlaid.take_out()
 
 
 def _targets(model: nn.Module, delta: Contents) -> dict[str, Target]:

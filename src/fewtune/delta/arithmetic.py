@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewtune.delta.checks import inventory
 from fewtune.delta.delta import Delta
-from fewtune.delta.entries import read, write
+from fewtune.delta.entries import read, writable, write
 from fewtune.delta.levels import made
 from fewtune.errors import DeltaError
 from fewtune.selection import Selection
@@ -100,8 +100,8 @@ def _weight(
         raised[at] += change > 0
         lowered[at] += change < 0
         count[at] += 1
-    result = weight.detach().clone()
-    write(result, index, (original + total).to(weight.dtype))
+    result = writable(weight, index)
+    write(result, index, (original + total).to(result.dtype))
     return result, int((count > 1).sum()), int(((raised > 0) & (lowered > 0)).sum())
 
 

@@ -10,9 +10,11 @@ from math import prod
 from torch import Tensor, nn
 
 from fewtune.delta.contents import Contents
+from fewtune.delta.fingerprint import Covered
 from fewtune.errors import DeltaError
 from fewtune.files import Json
-from fewtune.neurons import Role, require_floating
+from fewtune.neurons import Role, require_float, require_tunable
+from fewtune.quantised import logical_shape, scheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +127,10 @@ def find_targets(delta: Contents, present: Inventory) -> dict[str, Target]:
     if extra := [name for name in present.parameters if name not in shapes]:
         raise DeltaError(f"the delta belongs to another backbone: it has no parameter {extra[0]}, the model has one")
     for name, shape in shapes.items():
-        if tuple(present.parameters[name].shape) != shape:
+        if (got := logical_shape(present.parameters[name])) != shape:
             raise DeltaError(
-                f"the delta belongs to another backbone: {name} is {list(shape)} in the delta and "
-                f"{list(present.parameters[name].shape)} in the model"
+                f"the delta belongs to another backbone: {name} is {list(shape)} in the delta and {list(got)} in the "
+                "model"
             )
     _check_kinds(delta, present.tensors)
     return {name: Target(present.tensors[name], index) for name, index in delta.positions.items()}
@@ -157,12 +159,16 @@ def _classes(delta: Contents) -> int:
 
 def _check_kinds(delta: Contents, tensors: Mapping[str, Tensor]) -> None:
     """Check that every tensor the delta reads or writes is there, of the right shape and kind, whole and in memory."""
-    require_floating({n: tensors[n] for n in delta.positions if n in tensors and n not in delta.buffers}, DeltaError)
+    require_tunable({n: tensors[n] for n in delta.values}, DeltaError)
+    require_float({n: tensors[n] for n in delta.whole}, DeltaError)
     covered = delta.fingerprint.tensors
-    for name, (shape, floating) in covered.items():
-        if name not in tensors or tuple(tensors[name].shape) != shape:
-            raise DeltaError(f"the delta belongs to another backbone: the model has no {name} of shape {list(shape)}")
-        if tensors[name].is_floating_point() != floating:
+    for name, known in covered.items():
+        if name not in tensors or logical_shape(tensors[name]) != known.shape:
+            shape = list(known.shape)
+            raise DeltaError(f"the delta belongs to another backbone: the model has no {name} of shape {shape}")
+        _check_scheme(name, scheme(tensors[name]), delta.quantised.get(name))
+        floating = known.floating
+        if Covered.of(tensors[name]).floating != floating:
             kind = "floating-point" if floating else "integer"
             raise DeltaError(f"{name} is of {tensors[name].dtype} in the model; the delta expects {kind} numbers")
     for name in delta.positions:
@@ -173,3 +179,12 @@ def _check_kinds(delta: Contents, tensors: Mapping[str, Tensor]) -> None:
             raise DeltaError(f"{name} is sharded: apply the delta to the model before it is wrapped")
         if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
             raise DeltaError(f"{name} is an expanded tensor, whose entries share memory: make it contiguous first")
+
+
+def _check_scheme(name: str, present: str | None, tuned: str | None) -> None:
+    """Check that a weight is quantised as it was when it was tuned, or not at all."""
+    if present is not None and present != tuned:
+        so = "in full precision, not quantised" if tuned is None else f"quantised as {tuned}"
+        raise DeltaError(
+            f"{name} is of {present} in this model, and the task was tuned on it {so}: load the backbone that way"
+        )

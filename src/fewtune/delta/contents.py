@@ -24,6 +24,7 @@ class Contents:
     buffers: Mapping[str, Tensor]
     fingerprint: Fingerprint
     metadata: Json = field(default_factory=dict)
+    quantised: Mapping[str, str] = field(default_factory=dict)
 
     def selection(self) -> Selection:
         """The selection that was tuned."""
@@ -55,6 +56,7 @@ class Contents:
             self.choice == other.choice
             and self.fingerprint == other.fingerprint
             and self.metadata == other.metadata
+            and self.quantised == other.quantised
             and mine.keys() == theirs.keys()
             and all(t.dtype == theirs[n].dtype and torch.equal(t, theirs[n]) for n, t in mine.items())
         )

@@ -36,6 +36,8 @@ class Delta(Contents):
         buffers: buffer name -> new tensor, where running statistics were trained.
         fingerprint: of the backbone.
         metadata: what its maker noted: JSON values by name.
+        quantised: weight name -> how it was quantised (`fewtune.quantised.scheme`), where the backbone was; the
+            fingerprint is then of the numbers that the quantised weights stand for.
     """
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -55,6 +57,10 @@ class Delta(Contents):
 
         All checks come before the first write. Values are cast to the model's dtype; `revert` is exact in it.
 
+        A task that was tuned on quantised weights belongs to a backbone that is quantised the same way, where the
+        values lie over the quantised weights, which are not changed. In full precision the same backbone is recognised
+        by quantising its weights anew, and a warning says by how much they differ from those that were tuned on.
+
         Args:
             model: the backbone, in any floating dtype, on any device. Where its head has another number of classes
                 than the task, the parameters of the head's linear layers or convolutions are replaced by ones of the
@@ -66,8 +72,8 @@ class Delta(Contents):
                 reverted, this one first.
 
         Raises:
-            DeltaError: another backbone, a head that differs in more than its number of classes, a delta is applied
-                already, or a selection is attached. The model is unchanged.
+            DeltaError: another backbone, or one quantised in another way, a head that differs in more than its number
+                of classes, a delta is applied already, or a selection is attached. The model is unchanged.
         """
         apply_delta(model, self, verify, on)
 

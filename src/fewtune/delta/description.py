@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fewtune.delta.fingerprint import Covered
@@ -30,6 +30,7 @@ class Description:
         buffers: shapes of the changed buffers.
         dtypes: dtype of every stored tensor, by name.
         covered: what the fingerprint covers.
+        quantised: how weights of the backbone are quantised, by name.
     """
 
     anatomy: Anatomy
@@ -39,6 +40,7 @@ class Description:
     buffers: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     covered: Mapping[str, Covered]
+    quantised: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,6 +65,11 @@ class Description:
             "integer parameters": [n for n, c in self.covered.items() if n in parameters and not c.floating],
             "known buffers": {n: [list(c.shape), c.floating] for n, c in self.covered.items() if n not in parameters},
         }
+        if self.quantised:
+            content["quantised"] = {
+                words: [n for n, said in self.quantised.items() if said == words]
+                for words in dict.fromkeys(self.quantised.values())
+            }
         return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
 
     @classmethod
@@ -105,6 +112,11 @@ class Description:
             buffers,
             dtypes={name: others.get(name, content["dtype"]) for name in shapes},
             covered=covered,
+            quantised={
+                name: words
+                for words, names in _object(content.get("quantised", {})).items()
+                for name in _names(names, anatomy.shapes)
+            },
         )
 
 

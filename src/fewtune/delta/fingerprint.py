@@ -9,6 +9,8 @@ bfloat16 cast and its float16 cast all pass, and so does the float32 original wh
 cast. (A delta taken in bfloat16 is refused on a float16 cast of the float32 original, and the other way round:
 two roundings then stand between them.)
 
+Of a quantised weight the numbers are those that it stands for.
+
 Beside each hash stand two bytes a tensor, from which an error names the first tensor that differs.
 """
 
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fewtune.delta.entries import read
+from fewtune.quantised import dequantised, logical_shape, scheme
 
 Depth = Literal["fast", "full"]
 DEPTHS: Final[tuple[Depth, ...]] = ("fast", "full")
@@ -38,6 +41,11 @@ class Covered(NamedTuple):
 
     shape: tuple[int, ...]
     floating: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Covered:
+        """Of a quantised weight, what is said of the numbers that it stands for."""
+        return cls(logical_shape(tensor), tensor.is_floating_point() or scheme(tensor) is not None)
 
 
 def fast_positions(
@@ -83,7 +91,7 @@ class Fingerprint:
             index = positions[name]
             fast = tensor if index is None else read(tensor, index)
             for depth, rounding in digests:
-                digests[depth, rounding] += _digests([fast if depth == "fast" else tensor.detach()], rounding)
+                digests[depth, rounding] += _digests([fast if depth == "fast" else tensor], rounding)
         return cls(tensors, tuple(tuple(_combined(digests[d, r]) for r in ROUNDINGS) for d in DEPTHS))
 
     def first_difference(self, parts: Iterable[Tensor], depth: Depth) -> str | None:
@@ -91,7 +99,7 @@ class Fingerprint:
 
         ``parts``: of each covered tensor the entries that the depth reads. They are read up to twice.
         """
-        parts, names = [part.detach() for part in parts], list(self.tensors)
+        parts, names = list(parts), list(self.tensors)
         half = any(part.dtype is torch.float16 for part in parts)
         differing = []
         for rounding in reversed(ROUNDINGS) if half else ROUNDINGS:
@@ -129,6 +137,7 @@ def _combined(digests: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 def _digests(tensors: Sequence[Tensor], rounding: torch.dtype) -> list[bytes]:
     """A digest of each tensor's numbers, row by row; floating-point ones are rounded first."""
+    tensors = [dequantised(tensor).detach() for tensor in tensors]
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(i)

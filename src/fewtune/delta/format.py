@@ -74,6 +74,7 @@ def to_bytes(delta: Contents, dtype: torch.dtype | None = None) -> bytes:
         buffers={name: tuple(buffer.shape) for name, buffer in delta.buffers.items()},
         dtypes={name: _name(tensor.dtype) for name, tensor in numbers.items()},
         covered=delta.fingerprint.tensors,
+        quantised=delta.quantised,
     )
 
     def blocks(coded: bool) -> dict[str, bytes]:
@@ -229,6 +230,7 @@ def _decode(stored: dict[str, Tensor], header: dict[str, Any], limit: int) -> Co
         buffers={name: numbers[name] for name in description.buffers},
         fingerprint=fingerprint,
         metadata=as_json(header["metadata"]),
+        quantised=description.quantised,
     )
 
 

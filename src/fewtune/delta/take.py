@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from fewtune.delta.checks import as_json, check_contents
 from fewtune.delta.delta import Delta
-from fewtune.delta.entries import read, write
+from fewtune.delta.entries import read, writable, write
 from fewtune.delta.fingerprint import Covered, Fingerprint
 from fewtune.errors import DeltaError
 from fewtune.neurons import Role
+from fewtune.quantised import scheme
 from fewtune.selection import Selection
 
 
@@ -61,7 +62,7 @@ def take(
 
     backbone = {n: tuned[n] for n in anatomy.shapes if anatomy.roles.get(n) is not Role.HEAD}
     unchanged = {**(frozen or {}), **old_buffers}
-    covered = {n: Covered(tuple(t.shape), t.is_floating_point()) for n, t in {**backbone, **unchanged}.items()}
+    covered = {n: Covered.of(t) for n, t in {**backbone, **unchanged}.items()}
 
     def originals() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in backbone.items():
@@ -75,6 +76,7 @@ def take(
         buffers={name: _own(buffer) for name, buffer in buffers.items()},
         fingerprint=Fingerprint.of(originals(), covered, {**places, **dict.fromkeys((*whole, *buffers))}),
         metadata=as_json(metadata or {}),
+        quantised={n: words for n, t in backbone.items() if (words := scheme(t)) is not None},
     )
     check_contents(delta)
     return delta
@@ -83,10 +85,10 @@ def take(
 def _original(tensor: Tensor, index: Tensor | None, before: Tensor | None) -> Tensor:
     """The tensor as it was before tuning."""
     if before is None:
-        return tensor.detach()
+        return tensor
     if index is None:
         return before.detach()
-    copy = tensor.detach().clone()
+    copy = writable(tensor, index)
     write(copy, index, before)
     return copy
 

@@ -14,11 +14,13 @@ from fewtune.importance.prepared import backward_of, check_count, scoring_of
 from fewtune.importance.scores import Scores
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 from fewtune.objectives import Objective, SupCon
+from fewtune.quantised import seen_dequantised
 
 CONSTANT = 8.0
 """A column is constant where its variance is within so many roundings of its mean square."""
 
 
+@seen_dequantised
 def correlation_importance(
     model: nn.Module,
     loader: Iterable[Any],

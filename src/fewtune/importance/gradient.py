@@ -15,8 +15,10 @@ from fewtune.importance.scores import Scores
 from fewtune.importance.settling import Settling
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 from fewtune.objectives import Objective, SupCon
+from fewtune.quantised import seen_dequantised
 
 
+@seen_dequantised
 def gradient_importance(
     model: nn.Module,
     loader: Iterable[Any],

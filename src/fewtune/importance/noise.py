@@ -14,8 +14,10 @@ from fewtune.importance.prepared import backward_of, check_count, scoring_of
 from fewtune.importance.scores import Scores
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 from fewtune.objectives import Objective, SupCon
+from fewtune.quantised import seen_dequantised
 
 
+@seen_dequantised
 def snr_importance(
     model: nn.Module,
     loader: Iterable[Any],

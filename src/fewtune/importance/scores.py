@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
 from fewtune.files import read_versioned, write_versioned
-from fewtune.neurons import Anatomy, HeadSpec, Role, describe, require_floating
+from fewtune.neurons import Anatomy, HeadSpec, Role, describe, require_tunable
 
 FORMAT = "fewtune-scores"
 VERSION = 1
@@ -98,9 +98,9 @@ def scored_weights(
     """A model's anatomy and its neurons' weights; arguments as in `fewtune.neurons.describe`.
 
     Raises:
-        ImportanceError: a weight is not floating-point.
+        ImportanceError: a weight is quantised in a way that is not known.
     """
     anatomy, named = describe(model, head, roles), dict(model.named_parameters())
     weights: dict[str, Tensor] = {name: named[name] for name in anatomy.views}
-    require_floating(weights, ImportanceError)
+    require_tunable(weights, ImportanceError)
     return anatomy, weights

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from fewtune.errors import ImportanceError
 from fewtune.importance.scores import Scores, scored_weights
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
+from fewtune.quantised import seen_dequantised
 
 
+@seen_dequantised
 def magnitude_importance(
     model: nn.Module, head: HeadSpec = ASK_MODEL, *, roles: Mapping[str, str | Role] | None = None
 ) -> Scores:
@@ -20,6 +22,7 @@ def magnitude_importance(
     return Scores({name: weight.detach().abs() for name, weight in weights.items()}, anatomy)
 
 
+@seen_dequantised
 def random_importance(
     model: nn.Module,
     seed: int = 0,
@@ -38,6 +41,7 @@ def random_importance(
     )
 
 
+@seen_dequantised
 def difference_importance(
     model: nn.Module,
     tuned: Mapping[str, Tensor],

@@ -13,8 +13,10 @@ from fewtune.importance.passes import Progress, left_as_found, over_batches, red
 from fewtune.importance.prepared import check_count, scoring_of
 from fewtune.importance.scores import Scores
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
+from fewtune.quantised import seen_dequantised
 
 
+@seen_dequantised
 def wanda_importance(
     model: nn.Module,
     loader: Iterable[Any],

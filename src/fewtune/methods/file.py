@@ -29,6 +29,7 @@ from fewtune.errors import DeltaError
 from fewtune.files import Json, read_versioned
 from fewtune.methods.base import Insertion, State, TaskFile, Tuner
 from fewtune.neurons import Anatomy, Role
+from fewtune.quantised import logical_shape
 
 FORMAT = "fewtune-method"
 VERSION = 1
@@ -40,8 +41,8 @@ def known_by(tensors: Mapping[str, Tensor], anatomy: Anatomy, model: nn.Module) 
     """The fingerprint of a plain model: of its parameters outside the head, and of the buffers saved with it."""
     backbone = {n: tensors[n] for n in anatomy.shapes if anatomy.roles.get(n) is not Role.HEAD}
     backbone |= frozen_buffers(model)
-    covered = {n: Covered(tuple(t.shape), t.is_floating_point()) for n, t in backbone.items()}
-    return Fingerprint.of(((n, t.detach()) for n, t in backbone.items()), covered, {})
+    covered = {n: Covered.of(t) for n, t in backbone.items()}
+    return Fingerprint.of(backbone.items(), covered, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,12 +197,12 @@ class MethodFile:
         if extra := [name for name in parameters if name not in covered and name not in self.shapes]:
             raise DeltaError(f"the task belongs to another backbone: it has no parameter {extra[0]}, the model has one")
         for name, (shape, _) in covered.items():
-            if name not in tensors or tuple(tensors[name].shape) != shape:
+            if name not in tensors or logical_shape(tensors[name]) != shape:
                 raise DeltaError(
                     f"the task belongs to another backbone: the model has no {name} of shape {list(shape)}"
                 )
         positions = fast_positions(covered, {})
-        parts = [tensors[n].detach() if index is None else read(tensors[n], index) for n, index in positions.items()]
+        parts = [tensors[n] if index is None else read(tensors[n], index) for n, index in positions.items()]
         if (different := self.fingerprint.first_difference(parts, "fast")) is not None:
             raise DeltaError(
                 f"the task belongs to another backbone: {different} has other values in this model; load the "

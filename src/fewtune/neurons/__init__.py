@@ -4,7 +4,7 @@ The only room that knows layer kinds. A neuron is one output channel, a connecti
 told by the class of the module that owns a parameter, never by the name of a parameter in a particular network.
 """
 
-from fewtune.neurons.anatomy import Anatomy, Owner, describe, owners, require_floating
+from fewtune.neurons.anatomy import Anatomy, Owner, describe, owners, require_float, require_tunable
 from fewtune.neurons.excluding import excluded
 from fewtune.neurons.layers import ASK_MODEL, LAYERS, AskModel, HeadSpec, find_head, has_running_statistics
 from fewtune.neurons.places import Places
@@ -28,6 +28,7 @@ __all__ = [
     "find_head",
     "has_running_statistics",
     "owners",
-    "require_floating",
+    "require_float",
+    "require_tunable",
     "sizes",
 ]

@@ -17,6 +17,7 @@ from fewtune.errors import FewtuneError, ModelError, SelectionError, nearest
 from fewtune.neurons.layers import ASK_MODEL, HeadSpec, described, find_head
 from fewtune.neurons.roles import Role
 from fewtune.neurons.views import View, sizes
+from fewtune.quantised import is_quantised, logical_shape, scheme
 
 
 class Owner(NamedTuple):
@@ -132,7 +133,7 @@ def describe(model: nn.Module, head: HeadSpec = ASK_MODEL, roles: Mapping[str, s
             # A tied parameter is a neuron's weight if any of its owners uses it so; else its first owner decides.
             if name not in seen or (isinstance(what, View) and not isinstance(seen[name], View)):
                 seen[name] = what
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: logical_shape(p) for name, p in model.named_parameters()}
     views = {n: v for n in shapes if isinstance(v := seen.get(n), View) and n in outside_head}
     others = {
         n: Role.HEAD if n in seen and n not in outside_head else seen.get(n, Role.OTHER)
@@ -153,12 +154,27 @@ def owners(model: nn.Module) -> dict[str, list[Owner]]:
     return result
 
 
-def require_floating(tensors: Mapping[str, torch.Tensor], error: type[FewtuneError]) -> None:
-    """Raises ``error``, which says what to do, where a weight that is to be tuned is not floating-point."""
+def require_tunable(tensors: Mapping[str, torch.Tensor], error: type[FewtuneError]) -> None:
+    """Raises ``error``, which says what to do, where a weight's numbers are quantised in a way that is not known."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if is_quantised(tensor) and scheme(tensor) is None:
             raise error(
-                f"{name} is of {tensor.dtype}: quantised weights have no gradient and cannot be tuned; load the "
-                "backbone in float32, bfloat16 or float16, or leave the weight out when its connections are scored, "
-                f"with roles={{{name!r}: 'other'}}"
+                f"{name} is of {_kind(tensor)}: it is quantised in a way that fewtune does not know; quantise it by "
+                "torchao's Int8WeightOnlyConfig or bitsandbytes' 4 bits, load the backbone in float32, bfloat16 or "
+                f"float16, or leave the weight out when its connections are scored, with roles={{{name!r}: 'other'}}"
             )
+
+
+def require_float(tensors: Mapping[str, torch.Tensor], error: type[FewtuneError]) -> None:
+    """Raises ``error``, which says what to do, where a tensor that is to be trained whole is quantised."""
+    for name, tensor in tensors.items():
+        if is_quantised(tensor):
+            raise error(
+                f"{name} is of {scheme(tensor) or _kind(tensor)}, and only float numbers can be trained whole: leave "
+                "it out when the model is quantised, as the head must be"
+            )
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    return str(tensor.dtype) if plain or not tensor.is_floating_point() else type(tensor).__name__

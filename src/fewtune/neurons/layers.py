@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fewtune.errors import ModelError, nearest
 from fewtune.neurons.roles import EXPERT_WEIGHTS, Role, behaves_like_norm, is_experts, listed_role, qualified
 from fewtune.neurons.views import Kind, View
+from fewtune.quantised import logical_shape
 
 
 class AskModel:
@@ -74,7 +75,7 @@ def _shape(module: nn.Module, attribute: str) -> tuple[int, ...] | None:
     """Shape of an attribute; a parametrised one is computed once, in evaluation mode, which changes no state."""
     if not is_parametrized(module, attribute):
         weight = getattr(module, attribute, None)
-        return None if weight is None else tuple(weight.shape)
+        return None if weight is None else logical_shape(weight)
     steps: Any = module.parametrizations
     modes = [(step, step.training) for step in steps[attribute].modules()]
     try:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError, nearest
-from fewtune.neurons import has_running_statistics, owners, require_floating
+from fewtune.neurons import has_running_statistics, owners, require_float, require_tunable
+from fewtune.quantised import Overlaid, logical_shape
 from fewtune.selection import Selection
 from fewtune.tuning import layers, stepping, trained
 from fewtune.tuning.frozen_sample import Sample
@@ -35,6 +36,9 @@ def attach(
     written into the weights after every step of a ``torch.optim`` optimiser; after any other change of them call
     `Tuner.sync` (a forward pass that is not compiled does so itself where it can tell that they changed).
 
+    A weight that torchao (int8) or bitsandbytes (4 bits) has quantised stays so, and the selected connections are
+    trained in float beside it; the layer computes with the dense weight, made for one operation at a time.
+
     Args:
         model: the model that the selection was made for.
         selection: of `fewtune.select`.
@@ -43,14 +47,18 @@ def attach(
         column_rms: of `fewtune.tuning.column_rms`: selected connections are then trained in units of their input.
 
     Raises:
-        TuningError: the model is attached already, the selection was made for another model, inference mode is on, or
-            ``column_rms`` lacks a weight.
+        TuningError: the model is attached already, the selection was made for another model, inference mode is on,
+            ``column_rms`` lacks a weight, a weight is quantised in a way that is not known, or what is trained whole
+            (the head) is quantised.
     """
     if running_statistics not in ("frozen", "update"):
         raise TuningError(f"running_statistics={running_statistics!r}; expected 'frozen' or 'update'")
     _check(model, selection)
     if column_rms is not None and (lacking := selection.places.keys() - column_rms.keys()):
         raise TuningError(f"column_rms has no {min(lacking)!r}; it must have every weight that the selection names")
+    views = selection.anatomy.views
+    overlaid = Overlaid.of(model, {n: views[n].stored_index(places.flat) for n, places in selection.places.items()})
+    overlaid.put_in()
     held = owners(model)
     flags = {name: owner[0].module._parameters[owner[0].attribute].requires_grad for name, owner in held.items()}  # type: ignore[union-attr]
     buffers = {name: buffer.detach().clone() for name, buffer in persistent_buffers(model).items()}
@@ -71,7 +79,7 @@ def attach(
                 layers.freeze_statistics(module)
                 statistics[name] = module
     parts = Parts({name: owner[0] for name, owner in held.items()}, statistics)
-    return Tuner(model, selection, tuned, flags, buffers, sample, parts)
+    return Tuner(model, selection, tuned, flags, buffers, sample, parts, overlaid)
 
 
 def _check(model: nn.Module, selection: Selection) -> None:
@@ -84,7 +92,7 @@ def _check(model: nn.Module, selection: Selection) -> None:
         raise TuningError("a selection is attached to this model already; detach it first")
     if any(sharded(p) for p in model.parameters()):
         raise TuningError("the model's parameters are distributed already; attach first, then shard (fully_shard)")
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: logical_shape(p) for name, p in model.named_parameters()}
     for name, shape in selection.anatomy.shapes.items():
         if name not in shapes:
             raise TuningError(
@@ -93,6 +101,5 @@ def _check(model: nn.Module, selection: Selection) -> None:
         if shapes[name] != shape:
             raise TuningError(f"the selection is of another model: {name} has shape {shapes[name]}, expected {shape}")
     named = dict(model.named_parameters())
-    require_floating(
-        {name: named[name] for name in (*selection.places, *selection.whole, *selection.head)}, TuningError
-    )
+    require_tunable({name: named[name] for name in selection.places}, TuningError)
+    require_float({name: named[name] for name in (*selection.whole, *selection.head)}, TuningError)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewtune.errors import TuningError
 from fewtune.neurons import View
+from fewtune.quantised import Overlay
 from fewtune.tuning.functions import MasterWeight, SelectedWeight
 from fewtune.tuning.ops import SelectedPlaces
 from fewtune.tuning.units import Units
@@ -49,7 +50,9 @@ class Selected:
 
     def put(self, entries: Tensor, frozen: Tensor) -> None:
         """Writes entries into the frozen weight."""
-        if frozen.is_contiguous():
+        if isinstance(frozen, Overlay):
+            frozen.write(self.index, entries)
+        elif frozen.is_contiguous():
             frozen.view(-1).scatter_(0, self.index.view(-1), entries.to(frozen.dtype).view(-1))
         else:
             frozen[torch.unravel_index(self.index, frozen.shape)] = entries.to(frozen.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
+from fewtune.quantised import Overlaid, dequantised
 from fewtune.selection import Selection
 from fewtune.tuning import layers
 from fewtune.tuning.frozen_sample import Sample
@@ -33,6 +34,7 @@ class Tuner:
         buffers: Mapping[str, Tensor],
         sample: Sample,
         parts: Parts,
+        overlaid: Overlaid,
     ) -> None:
         self.model = model
         self.selection = selection
@@ -41,6 +43,7 @@ class Tuner:
         self._buffers = dict(buffers)
         self._sample = sample
         self._parts = parts
+        self._overlaid = overlaid
         self._steps = 0
         self._attached = True
         FOLLOWERS.add(self)
@@ -85,6 +88,8 @@ class Tuner:
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The tuned model's state without anything of fewtune: loads strictly into the plain model.
 
+        Quantised weights are in it as the float numbers that they stand for, the tuned ones among them.
+
         Raises:
             TuningError: the model's modules or parameters are others than when the selection was attached.
         """
@@ -96,7 +101,7 @@ class Tuner:
             if isinstance(module, Tuned)
             for attribute, tensor in module._fewtune.tuned.items()
         }
-        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in added}
+        return {name: dequantised(tensor) for name, tensor in self.model.state_dict().items() if name not in added}
 
     def merged_state_dict(self) -> dict[str, Tensor]:
         """The same as `plain_state_dict`, since nothing is added that would have to be merged."""
@@ -184,7 +189,8 @@ class Tuner:
     def detach(self, keep: bool = True) -> None:
         """A plain model again: tuned, or bit for bit as it was before `attach`.
 
-        Classes and ``requires_grad`` are restored, compact parameters are gone.
+        Classes and ``requires_grad`` are restored, compact parameters are gone. A quantised weight that was tuned
+        stays an overlay (`fewtune.quantised.Overlay`) where the values are kept.
 
         Raises:
             TuningError: FSDP has sharded the model, or it lost a module.
@@ -210,7 +216,9 @@ class Tuner:
             layers.restore(module)
         for name, flag in self._flags.items():
             named[name].requires_grad_(flag)
-        self._trained, self._buffers, self._sample = {}, {}, Sample({})  # copies of what was there before
+        self._overlaid.take_out(but=self.selection.places if keep else ())
+        # copies of what was there before
+        self._trained, self._buffers, self._sample, self._overlaid = {}, {}, Sample({}), Overlaid({})
         self._attached = False
 
     def _write_before(self) -> None:
