@@ -1,4 +1,6 @@
-"""Task files on the Hugging Face hub: ``hf://org/name[@revision][/file]`` -> a local file and the commit it is of."""
+"""Task files elsewhere -> a local file: ``hf://org/name[@revision][/file]`` of the Hugging Face hub, with the commit it
+is of, and ``s3://…`` of an object store.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from fewtune import stores
 from fewtune.errors import DeltaError, MissingExtra, one_line
 
 TASK_FILE = "delta.safetensors"
@@ -45,11 +48,11 @@ class Fetched:
     """A task file at hand.
 
     path: where it lies.
-    origin: its address with the commit that was read; None for a file that was local.
+    origin: its address, of the hub with the commit that was read; None for a file that was local.
     """
 
     path: Path
-    origin: Address | None = None
+    origin: Address | str | None = None
 
     def __str__(self) -> str:
         return str(self.path if self.origin is None else self.origin)
@@ -83,16 +86,22 @@ def address(text: str | Path) -> Address:
 
 
 def resolve(path: str | Path) -> Fetched:
-    """A task file at hand: a local path as it is, a file of the hub downloaded into the hub's own cache.
+    """A task file at hand: a local path as it is, a file of the hub downloaded into the hub's own cache, one of an
+    object store into fewtune's; there the address of a run's folder stands for its task file.
 
     A branch or tag is looked up first and the file read at the commit it names then; a whole commit hash is not
     looked up, so a file that was downloaded before is read without a network. Private repositories are read by the
     user's token (`hf auth login`, or HF_TOKEN).
 
     Raises:
-        DeltaError: there is no such repository, revision or file, it is private, or the hub cannot be reached.
-        MissingExtra: huggingface_hub is not installed.
+        DeltaError: there is no such repository, revision or file, it is private, or the hub or the store cannot be
+            reached.
+        MissingExtra: huggingface_hub, or the package of the store, is not installed.
     """
+    if stores.is_address(path):
+        named = stores.address(path)
+        named = named if named.endswith(Path(TASK_FILE).suffix) else f"{named}/{TASK_FILE}"
+        return Fetched(stores.fetch(named, DeltaError), named)
     if not is_address(path):
         return Fetched(Path(path))
     wanted = address(path)

@@ -107,7 +107,7 @@ def load_task(delta: str | Path, progress: Progress | None = None, backbone: Des
     """Make the model that a task file names and apply the file to it.
 
     Args:
-        delta: the task file, or ``hf://org/name[@revision]``.
+        delta: the task file, or its address: ``hf://org/name[@revision]``, ``s3://…``.
         progress: told in words what slow work goes on.
         backbone: the model, loaded already, with a head of any size: `fewtune.models.load_backbone(…)`, or the `plain`
             of another loaded task. The task that is in it is taken out first, bit for bit.
@@ -128,7 +128,7 @@ class Predictor:
     there is `fewtune.serving.TaskBank`.
 
     Args:
-        delta: the first task file, or ``hf://org/name[@revision]``.
+        delta: the first task file, or its address: ``hf://org/name[@revision]``, ``s3://…``.
         backbone: as in `load_task`.
         progress: told in words what slow work goes on.
 

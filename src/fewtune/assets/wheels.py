@@ -18,6 +18,7 @@ from pathlib import Path
 from fewtune.errors import FewtuneError, Progress
 from fewtune.files import sha256
 from fewtune.progress import counted
+from fewtune.stores import cache_folder
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,6 @@ TEXTILE = Wheel(
     megabytes=42,
     licence="MIT",
 )
-
-
-def cache_folder() -> Path:
-    """Where fetched and converted files are kept: FEWTUNE_CACHE, else XDG_CACHE_HOME/fewtune, else ~/.cache/fewtune."""
-    if folder := os.environ.get("FEWTUNE_CACHE"):
-        return Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fewtune"
 
 
 def is_cached(wheel: Wheel) -> bool:

@@ -20,13 +20,15 @@ from fewtune.bench.executors import executor
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job
 from fewtune.bench.ledger import Ledger
-from fewtune.bench.plan import Run, plan
+from fewtune.bench.plan import KINDS, Run, plan, result_file
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError
 from fewtune.files import read_json, write_json, write_text
 from fewtune.progress import counted, duration
+from fewtune.stores import is_address
 from fewtune.tasks import TASKS
 from fewtune.training.cluster import LOCAL
+from fewtune.training.mirror import Mirror
 from fewtune.training.run_folder import RunFolder
 
 log = logging.getLogger("fewtune")
@@ -47,28 +49,39 @@ class Progress:
         return [name for name in self.runs if name not in ended]
 
 
-def run_grid(grid: Grid, out: Path, on: str = LOCAL) -> Progress:
+def run_grid(grid: Grid, out: str | Path, on: str = LOCAL) -> Progress:
     """Do every run of the grid that is not done yet; failed ones are tried again.
 
     A run goes on after its last finished epoch where it was killed; on a CPU the numbers are those of an uninterrupted
     grid. The runs' folders, what was chosen (TASK/METHOD/chosen.json) and the grid lie below `out`.
 
     Args:
+        out: a folder, or the address of one in an object store: each run's folder is sent there when it has ended.
         on: where: "local", in `grid.workers` processes; "ray" or "ray://HOST:PORT", on a cluster whose nodes all see
             `out`.
 
     Raises:
         ConfigError: the data of a task is not there or not as its settings say (all tasks are named at once); another
-            grid is at work in `out`, or a folder of other things.
+            grid is at work in `out`, or a folder of other things; a store cannot be reached.
     """
+    mirror = Mirror.of(out) if is_address(out) else None
+    if mirror is not None:
+        mirror.pull()
+        mirror.send_unsent([result_file(kind, Path()).name for kind in KINDS])
+    return _run_grid(grid, Path(out) if mirror is None else mirror.local, on, mirror)
+
+
+def _run_grid(grid: Grid, out: Path, on: str, mirror: Mirror | None) -> Progress:
     sizes = _sizes_of_what_is_left(grid, out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "grid.yaml").exists())):
-        raise ConfigError(f"{out} is not the folder of a grid; choose another --out")
+        raise ConfigError(f"{mirror or out} is not the folder of a grid; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         write_text(out / "grid.yaml", write_grid(grid))
+        if mirror is not None:
+            mirror.send_file(out / "grid.yaml")
         with executor(on, grid) as place:
-            foreman = _Foreman(grid, out, sizes, place.places)
+            foreman = _Foreman(grid, out, sizes, place.places, mirror)
             foreman.tell_time()
             with counted("runs") as told:
                 place.work_off(foreman.offer, partial(foreman.finish, told))
@@ -94,16 +107,20 @@ class _Foreman:
     Args:
         sizes: task -> its images; None only looks and writes nothing.
         places: how many runs are done side by side.
+        mirror: of `out`.
     """
 
-    def __init__(self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None, places: int = 1) -> None:
+    def __init__(
+        self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None, places: int = 1, mirror: Mirror | None = None
+    ) -> None:
+        self.mirror, self.scored = mirror, set[Path]()
         self.grid, self.out, self.sizes, self.quiet = grid, out, sizes or {}, sizes is None
         self.places = places
         self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
         self.passes_here = self.seconds_here = 0.0
-        for kind in ("choose", "train"):  # the plan grows with what has been tried
+        for kind in KINDS:  # the plan grows with what has been tried
             for run in [run for run in self.progress.runs.values() if run.kind == kind]:
                 self._look(run)
         self.progress.done.sort(key=list(self.progress.runs).index)
@@ -117,7 +134,8 @@ class _Foreman:
             elif self.quiet and failure.exists():
                 self.progress.failed[run.name] = failure.read_text(encoding="utf-8").partition("\n")[0]
         except FewtuneError as error:
-            self.progress.failed[run.name] = f"{error}; delete the folder to make it anew"
+            text = str(error) if self.mirror is None else self.mirror.named(str(error))
+            self.progress.failed[run.name] = f"{text}; delete the folder to make it anew"
         if run.kind == "choose" and run.name in self.progress.done:
             for new in self._grow(run.task, run.method):
                 self._look(new)
@@ -145,12 +163,14 @@ class _Foreman:
             folder = self.out / run.task / run.method
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "chosen.json", {"chosen": best, "tried": rows})
+            if self.mirror is not None:
+                self.mirror.send_file(folder / "chosen.json")
         return self.ledger.recipe(run, self.progress.runs)
 
     def offer(self, running: list[Job]) -> Job | None:
         """A run that can be done now; one that needs scores which another is computing must wait for them."""
         busy = {job.name for job in running}
-        pending = {job.scores for job in running if job.scores is not None and not job.scores.exists()}
+        pending = {scores for scores in {job.scores for job in running} if not self._is_there(scores)}
         for name in self.progress.waiting:
             run = self.progress.runs[name]
             if name in busy or not set(run.needs) <= set(self.progress.done) | set(self.progress.failed):
@@ -159,10 +179,19 @@ class _Foreman:
             if lost:
                 self._fail(name, f"nothing could be chosen for it, since {lost[0]} failed")
                 continue
-            job = Job(run.kind, name, self._recipe_of(run), self.out, self.grid.judged)
+            job = Job(run.kind, name, self._recipe_of(run), self.out, self.grid.judged, self.mirror)
             if job.scores not in pending:
                 return job
         return None
+
+    def _is_there(self, scores: Path | None) -> bool:
+        """Whether scores need not be waited for; those of a store are asked for until they are there."""
+        if scores is None or scores.exists() or scores in self.scored:
+            return True
+        if self.mirror is None or not self.mirror.has(scores):
+            return False
+        self.scored.add(scores)
+        return True
 
     def finish(self, told: Callable[[int, int | None], None], job: Job, reason: str | None) -> None:
         """Note how a job ended, and say it in one line; `told` is called with (ended, all)."""
@@ -171,6 +200,8 @@ class _Foreman:
         else:
             self.progress.done.append(job.name)
             run = self.progress.runs[job.name]
+            if self.mirror is not None:  # a node of its own may have done it
+                self.mirror.copy(job.folder)
             self.passes_here += self._passes(job.name)
             self.seconds_here += self.ledger.seconds(run)
             if run.kind == "choose":
@@ -225,6 +256,8 @@ class _Foreman:
         """Scores are as large as the model: they go as soon as no run of their task is left."""
         if not any(self.progress.runs[name].task == task for name in self.progress.waiting):
             shutil.rmtree(self.out / task / "scores", ignore_errors=True)
+            if self.mirror is not None:
+                self.mirror.remove(self.out / task / "scores")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from fewtune.training.fit import train
 from fewtune.training.learner import NonFiniteLoss
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import reset_peak_memory
+from fewtune.training.mirror import Mirror
 from fewtune.training.run_folder import RunFolder
 from fewtune.training.tuners import fit_at_once, method_of, prepared, score
 from fewtune.training.work import Work
@@ -40,6 +41,8 @@ class Job:
     recipe: Recipe
     out: Path
     epochs: Epochs
+    mirror: Mirror | None = None
+    """Where `out` is sent to."""
 
     @property
     def folder(self) -> Path:
@@ -72,6 +75,32 @@ def begin_worker(threads: int) -> None:
 
 def do(job: Job) -> str | None:
     """Do a run; None when it is finished, else one line with the reason, which is kept in its folder too."""
+    if job.mirror is None:
+        return _do(job)
+    try:
+        reason = _do_and_send(job, job.mirror)
+    except FewtuneError as error:
+        reason = one_line(error)
+    return None if reason is None else job.mirror.named(reason)
+
+
+def _do_and_send(job: Job, mirror: Mirror) -> str | None:
+    """The same where the folder is sent to a store; what is complete there or here is only looked at."""
+    if not mirror.is_unsent(job.folder) and mirror.has(job.result):
+        mirror.renew(job.folder)
+        _begin(job)
+        return None
+    mirror.begin(job.folder)
+    if job.result.exists():
+        _begin(job)
+        reason = None
+    else:
+        reason = _do(job)
+    mirror.send(job.folder, job.result.name if reason is None else job.failure.name)
+    return reason
+
+
+def _do(job: Job) -> str | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     job.failure.unlink(missing_ok=True)
     log = logging.FileHandler(job.folder / "log.txt")
@@ -157,11 +186,13 @@ def _select(job: Job, work: Work, folder: RunFolder) -> None:
     """Choose the connections from scores that are computed for the first run and kept for all that need the same."""
     path = job.scores
     assert path is not None
-    if not path.exists():
+    if not path.exists() and (job.mirror is None or not job.mirror.fetch(path)):
         started = time.perf_counter()
         scores = score(work)
         path.parent.mkdir(parents=True, exist_ok=True)
         scores.save(path, seconds=str(time.perf_counter() - started))
+        if job.mirror is not None:
+            job.mirror.send_file(path)
     scores, noted = _scores(path, work)
     prepared(work, scores).save(folder.selection)
     write_json(folder.path / "importance.json", {"seconds": float(noted["seconds"])})

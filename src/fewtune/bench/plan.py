@@ -15,6 +15,7 @@ from fewtune.methods import METHODS
 from fewtune.training.run_folder import RunFolder
 
 Kind = Literal["choose", "train"]
+KINDS: tuple[Kind, ...] = ("choose", "train")
 
 SCORED_BY = (
     "model", "arch", "pretrained", "image_size", "data", "shots", "val_fraction", "test_fraction", "train_on",

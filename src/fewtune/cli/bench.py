@@ -13,8 +13,23 @@ app = typer.Typer(
 
 GridFile = Annotated[Path, typer.Argument(help="The grid, a YAML file.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="key=value, such as workers=2 or tasks.NAME.data=FOLDER")]
-Out = Annotated[Path | None, typer.Option(help="The grid's folder. Default: runs/ and the name of the file.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The grid's folder, also s3://… or gs://… Default: runs/ and the name of the file."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+def _here(folder: Path, *more: str) -> Path:
+    """A grid's folder as a local one: of an object store a copy of what tells of its runs, and of files `more`."""
+    from fewtune.stores import is_address
+    from fewtune.training.mirror import SMALL, Mirror
+
+    if not is_address(folder):
+        return folder
+    mirror = Mirror.of(folder)
+    mirror.pull((*SMALL, *more))
+    return mirror.local
 
 
 @app.command("run")
@@ -45,7 +60,7 @@ def status(grid: GridFile, settings: Settings = None, out: Out = None, as_json: 
     from fewtune.bench.grid import read_grid
 
     folder = out or Path("runs") / grid.stem
-    _show(look(read_grid(grid, settings or []), folder), folder, as_json)
+    _show(look(read_grid(grid, settings or []), _here(folder)), folder, as_json)
 
 
 @app.command("record")
@@ -62,7 +77,7 @@ def record(
     from fewtune.bench.record import write_records
     from fewtune.bench.results import record_all
 
-    read, folder = read_grid(grid, settings or []), out or Path("runs") / grid.stem
+    read, folder = read_grid(grid, settings or []), _here(out or Path("runs") / grid.stem)
     file = to or (None if read.record is None else Path(read.record))
     if file is None:
         raise typer.BadParameter("the grid names no record; give --to FILE")
@@ -98,7 +113,7 @@ def table(
     if grid is None:
         tables = [printed(number) for number in (paper or numbers())]
     else:
-        read, folder = read_grid(grid, settings or []), out or Path("runs") / grid.stem
+        read, folder = read_grid(grid, settings or []), _here(out or Path("runs") / grid.stem)
         if as_json:
             print_json(to_json(read, folder))
             return
@@ -125,7 +140,8 @@ def selections(
     from fewtune.bench.selections import agreement, overlaps
     from fewtune.bench.tables import markdown
 
-    read, folder = read_grid(grid, settings or []), out or Path("runs") / grid.stem
+    more = ("selection.safetensors", *["delta.safetensors"] * ranks)
+    read, folder = read_grid(grid, settings or []), _here(out or Path("runs") / grid.stem, *more)
     text = markdown([overlaps(read, folder), *([agreement(read, folder)] if ranks else [])])
     if to is None:
         print(text, end="")
@@ -179,13 +195,13 @@ def cost(
 
 def _show(progress: Any, folder: Path, as_json: bool) -> None:
     from fewtune.cli.output import print_json
+    from fewtune.stores import address, is_address
 
+    where = address(folder) if is_address(folder) else str(folder)
     if as_json:
-        print_json(
-            {"folder": str(folder), "done": progress.done, "waiting": progress.waiting, "failed": progress.failed}
-        )
+        print_json({"folder": where, "done": progress.done, "waiting": progress.waiting, "failed": progress.failed})
         return
     counts = f"{len(progress.done)} done, {len(progress.failed)} failed, {len(progress.waiting)} left"
-    print(f"{folder}: {len(progress.runs)} runs, {counts}")
+    print(f"{where}: {len(progress.runs)} runs, {counts}")
     for name, reason in progress.failed.items():
         print(f"failed: {name}: {reason}")

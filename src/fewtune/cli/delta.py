@@ -12,7 +12,9 @@ app = typer.Typer(
     no_args_is_help=False,
 )
 
-TaskFile = Annotated[Path, typer.Argument(help="The task file, or hf://org/name[@revision].")]
+TaskFile = Annotated[
+    Path, typer.Argument(help="The task file, or its address: hf://org/name[@revision], s3://…, gs://…")
+]
 Out = Annotated[Path, typer.Option(help="The file to write (.safetensors).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 

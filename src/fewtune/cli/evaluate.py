@@ -9,7 +9,9 @@ import typer
 
 
 def evaluate(
-    delta: Annotated[Path | None, typer.Option(help="The task file, or hf://org/name[@revision].")] = None,
+    delta: Annotated[
+        Path | None, typer.Option(help="The task file, or its address: hf://org/name[@revision], s3://…, gs://…")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="A pretrained segmenter to score untuned (zero-shot), in place of a task file.")
     ] = None,

@@ -12,7 +12,9 @@ TABLES = (".csv", ".json")
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders that hold images.")],
-    delta: Annotated[Path | None, typer.Option(help="The task file, or hf://org/name[@revision].")] = None,
+    delta: Annotated[
+        Path | None, typer.Option(help="The task file, or its address: hf://org/name[@revision], s3://…, gs://…")
+    ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="A folder of task files of one backbone. All of them predict.")
     ] = None,

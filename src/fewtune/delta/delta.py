@@ -114,7 +114,8 @@ def load_delta(path: str | Path, *, limit: int | None = None) -> Delta:
     """Reads a delta that `Delta.save` wrote.
 
     Args:
-        path: the file, or ``hf://org/name[@revision][/file]``: a file of the Hugging Face hub.
+        path: the file, or its address: ``hf://org/name[@revision][/file]`` of the Hugging Face hub, or ``s3://…`` and
+            what else fsspec opens.
         limit: the most bytes that its numbers may take in memory. Left out, 32 times the size of the file (16 MiB for
             a small one), so that a small file of a stranger cannot fill the memory.
 

@@ -80,7 +80,7 @@ def load_method_file(path: str | Path) -> MethodFile:
 
 
 def load_task_file(path: str | Path) -> Delta | MethodFile:
-    """Reads a task file of any method, local or of the hub (``hf://org/name[@revision][/file]``).
+    """Reads a task file of any method, local, of the hub (``hf://org/name[@revision][/file]``) or of a store (``s3://…``).
 
     Raises:
         DeltaError: it is none, or it is damaged.

@@ -13,6 +13,7 @@ from pathlib import Path
 from fewtune.config import Recipe, read_recipe, write_recipe
 from fewtune.errors import ConfigError
 from fewtune.files import write_json, write_text
+from fewtune.stores import address, is_address
 
 LIBRARIES = ("fewtune", "torch", "torchvision", "timm", "lightning", "transformers", "numpy", "scikit-learn")
 
@@ -118,6 +119,11 @@ class RunFolder:
         """ConfigError where a run may not start here; nothing is changed."""
         if resume and overwrite:
             raise ConfigError("--resume goes on with a run and --overwrite throws it away; give one of them")
+        if is_address(self.path):
+            raise ConfigError(
+                f"{address(self.path)} is in an object store, and a run is written into a folder of this machine; only "
+                "grids are written into stores (fewtune bench run --out)"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file, expected a folder to write the run into")
         used = self.path.is_dir() and any(self.path.iterdir())

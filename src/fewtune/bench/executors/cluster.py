@@ -1,6 +1,7 @@
 """Jobs as tasks of a Ray cluster: a node that is lost costs nothing but time.
 
-All nodes see the grid's folder under the same path, have fewtune installed, and find the data where the grid says.
+All nodes have fewtune installed, find the data where the grid says, and see the grid's folder under the same path or
+reach the store that it lies in.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def _do(job: Job, folder: str, threads: int) -> str | None:
     """A job in a process of the cluster, which works in the folder where the grid was begun if there is one."""
     enter(folder)
     begin_worker(threads)
+    if job.mirror is not None:
+        job = replace(job, out=job.mirror.local)  # of this node
     job.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder / ".lock", timeout=LEAVING):  # the lock is gone when its holder is
-        return None if job.result.exists() else do(job)
+        return None if job.mirror is None and job.result.exists() else do(job)
