@@ -124,7 +124,8 @@ def test_run_folders_and_their_task_files(there: Path, method: str) -> None:
     rows = predict(there / run / "delta.safetensors", [there / "images"])
     for now, then in zip([rows[i] for i in (0, 9, 17)], EXPECTED["runs"][run]["first"], strict=True):
         assert now["prediction"] == then["prediction"]
-        assert all(now[k] == pytest.approx(v, abs=1e-6) for k, v in then.items() if isinstance(v, float))
+        # They are written with six digits, of which CPUs may round the last one differently.
+        assert all(now[k] == pytest.approx(v, abs=5e-6) for k, v in then.items() if isinstance(v, float))
     kept = (there / run / "delta.safetensors").read_bytes()
     done = fit(None, there / run, resume=True)  # complete: nothing is done
     assert_alike(done.metrics["test"], EXPECTED["runs"][run]["test"])
