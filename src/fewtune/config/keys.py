@@ -19,9 +19,8 @@ class DataKeys(Settings):
         "image; the model is a segmenter, data has masks; semantic-segmentation: masks of several classes",
     )
     data: str = Field(
-        description="a folder of class folders, a CSV file of path,label, wds:SHARDS, a data set's name, or "
-        "task:KEY?root=FOLDER; "
-        "for segmentation a folder of images/ and masks/"
+        description="a folder of class folders, a CSV file of path,label, wds:SHARDS, hf:NAME?stream, a data set's "
+        "name, or task:KEY?root=FOLDER; for segmentation a folder of images/ and masks/"
     )
     shots: int | None = Field(None, gt=0, description="training images of each class, for few-shot learning")
     ood: tuple[Literal["imagenet-a", "imagenet-r", "imagenet-c"], ...] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def torchvision_data(spec: str, progress: Progress | None = None) -> ImageData:
     """ "NAME" or "NAME?root=FOLDER": a data set of torchvision, downloaded where it can be and is not there."""
     import torchvision
 
-    name, options = _options(spec, ("root",))
+    name, options = options_of(spec, ("root",))
     if name not in TORCHVISION:
         raise DataError(f'torchvision has no classification data set "{name}"{_near(name, TORCHVISION)}')
     kind = getattr(torchvision.datasets, name)
@@ -111,7 +111,7 @@ def hf_data(spec: str, progress: Progress | None = None) -> ImageData:
         import datasets
     except ImportError:
         raise MissingExtra("datasets", "hf") from None
-    name, options = _options(spec, ("image", "label"))
+    name, options = options_of(spec, ("image", "label"))
     if progress:
         progress(f"loading the data set {name}")
     try:
@@ -125,43 +125,63 @@ def hf_data(spec: str, progress: Progress | None = None) -> ImageData:
     sets = {SPLIT_NAMES[key.lower()]: part for key, part in parts.items() if key.lower() in SPLIT_NAMES}
     if "train" not in sets:
         raise DataError(f"hf:{name} has no train split; it has {', '.join(parts)}")
-    image = options.get("image") or _column(name, sets["train"], datasets.Image, ("image", "img"))
-    label = options.get("label") or _column(name, sets["train"], datasets.ClassLabel, ("label", "labels", "fine_label"))
-    for column in (image, label):
-        if column not in sets["train"].column_names:
-            columns = ", ".join(sets["train"].column_names)
-            raise DataError(f'hf:{name} has no column "{column}"; it has {columns}')
-    return _hf_splits(name, sets, image, label)
-
-
-def _hf_splits(name: str, sets: dict[str, Any], image: str, label: str) -> ImageData:
+    features = sets["train"].features
+    image = hf_column(name, features, datasets.Image, options.get("image"), ("image", "img"))
+    label = hf_column(name, features, datasets.ClassLabel, options.get("label"), ("label", "labels", "fine_label"))
     raw = {split: list(part[label]) for split, part in sets.items()}
-    classes = getattr(sets["train"].features[label], "names", None)
+    records = {split: (ItemImage(part, image), range(len(part))) for split, part in sets.items()}
+    return numbered_splits(name, raw, getattr(features[label], "names", None), records)
+
+
+def numbered_splits(
+    name: str,
+    raw: Mapping[str, list[Any]],
+    classes: Sequence[str] | None,
+    records: Mapping[str, tuple[Callable[[Any], Image.Image], Sequence[Any]]],
+) -> ImageData:
+    """Splits of a set of datasets.
+
+    Args:
+        raw: split -> the labels, as its column has them.
+        classes: their names, where labels number them.
+        records: split -> how its images are read, and what of.
+
+    Raises:
+        DataError: an image has a label that is no class of the training images.
+    """
     numbers = {value: i for i, value in enumerate(range(len(classes)) if classes else sorted(set(raw["train"])))}
     splits = {}
-    for split, part in sets.items():
+    for split, (read, held) in records.items():
         strange = next((value for value in raw[split] if value not in numbers), None)
         if strange is not None:
             raise DataError(
                 f'hf:{name}: the {split} split has the label "{strange}", which is no class of the training'
             )
         splits[split] = Split(
-            records=range(len(part)),
+            records=held,
             labels=[numbers[value] for value in raw[split]],
-            names=[f"{name}/{split}/{i}" for i in range(len(part))],
-            read=ItemImage(part, image),
+            names=[f"{name}/{split}/{i}" for i in range(len(held))],
+            read=read,
         )
     return ImageData(name=Path(name).name, class_names=tuple(map(str, classes or numbers)), **splits)
 
 
-def _column(name: str, dataset: Any, kind: type, usual: tuple[str, ...]) -> str:
-    """The only column of a type, else the first with a usual name."""
-    typed = [column for column, feature in dataset.features.items() if isinstance(feature, kind)]
-    named = [column for column in usual if column in (typed or dataset.column_names)]
+def hf_column(name: str, features: Mapping[str, object], kind: type, asked: str | None, usual: tuple[str, ...]) -> str:
+    """The column that is asked for; else the only one of a type, else the first with a usual name.
+
+    Raises:
+        DataError: there is none.
+    """
+    columns = ", ".join(features)
+    if asked is not None:
+        if asked not in features:
+            raise DataError(f'hf:{name} has no column "{asked}"; it has {columns}')
+        return asked
+    typed = [column for column, feature in features.items() if isinstance(feature, kind)]
+    named = [column for column in usual if column in (typed or features)]
     if len(typed) == 1 or named:
         return named[0] if named else typed[0]
     option = "image" if kind.__name__ == "Image" else "label"
-    columns = ", ".join(dataset.column_names)
     raise DataError(f"hf:{name}: which column holds the {option}s? Say hf:{name}?{option}=COLUMN; it has {columns}")
 
 
@@ -231,7 +251,7 @@ def _digits() -> ImageData:
     )
 
 
-def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+def options_of(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """ "NAME?key=value&…" -> the name and its options."""
     name, _, query = spec.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))

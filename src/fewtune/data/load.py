@@ -14,6 +14,7 @@ from fewtune.data.listing import Expected, Listing
 from fewtune.data.sampling import complement, few_of_each, stratified
 from fewtune.data.shards import shard_data
 from fewtune.data.split import ImageData, Split, image_data, refuse, split_of
+from fewtune.data.streams import is_streamed, stream_data
 from fewtune.errors import DataError, Progress, nearest
 
 
@@ -35,7 +36,8 @@ def load_data(
             train/val/test or not), a CSV file with the columns path and label (and split), a VTAB-1k task
             (train800.txt, …), an FGVC task (train.json, …); or "task:KEY?root=FOLDER" (a declared data set, see
             `fewtune data list`), "torchvision:NAME[?root=FOLDER]", "hf:ID[?image=COLUMN&label=COLUMN]",
-            "demo:textile", "demo:digits"; "wds:SHARDS", a folder of WebDataset's tar files or their paths with braces.
+            "hf:ID?stream" (read where it lies), "demo:textile", "demo:digits"; "wds:SHARDS", a folder of WebDataset's
+            tar files or their paths with braces.
         seed: of all draws. Draws are stratified; every class keeps an image for training.
         val_fraction: where the data has no validation split, this share of the training images becomes one; 0: none.
         test_fraction: where the data has no test split, this share of all images becomes one, drawn first; None: the
@@ -86,6 +88,8 @@ def _by_name_or_path(spec: str | Path, progress: Progress | None) -> ImageData:
             return _declared(name)
         case ("torchvision", ":", name):
             return libraries.torchvision_data(name, progress)
+        case ("hf", ":", name) if is_streamed(name):
+            return stream_data(name, progress)
         case ("hf", ":", name):
             return libraries.hf_data(name, progress)
         case ("demo", ":", name):

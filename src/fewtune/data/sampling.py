@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
+
+WINDOW = 8
+"""So many blocks are shuffled among each other where images are read in blocks."""
 
 
 def stratified(labels: Sequence[int], count: int, seed: int, *, keep: int = 0, at_least: int = 0) -> np.ndarray:
@@ -57,3 +60,18 @@ def _quotas(sizes: np.ndarray, count: int, low: np.ndarray, high: np.ndarray) ->
         distance = np.where(open_, step * (shares - quotas), -np.inf)
         quotas[int(distance.argmax())] += step
     return quotas
+
+
+def block_order(blocks: Sequence[Hashable], seed: int) -> np.ndarray:
+    """A permutation that reads blocks about once: the blocks in a random order, and the items of every `WINDOW` of
+    them that follow each other in a random order.
+
+    Args:
+        blocks: which block each item is in.
+    """
+    numbers: dict[Hashable, int] = {}
+    block = np.array([numbers.setdefault(name, len(numbers)) for name in blocks])
+    random = np.random.default_rng(seed)
+    window = random.permutation(len(numbers))[block] // WINDOW
+    order = random.permutation(len(block))
+    return order[np.argsort(window[order], kind="stable")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +66,12 @@ class Split(Dataset):
         """The image's file; None where it lies in a table or an archive."""
         record = self.records[index]
         return Path(record) if isinstance(record, str | Path) else None
+
+    @property
+    def blocks(self) -> list[Hashable] | None:
+        """Of each image, with which others it is read at once; None where each is read by itself."""
+        block = getattr(self.read, "block", None)
+        return None if block is None else [block(record) for record in self.records]
 
     def with_transform(self, transform: Callable[..., Any] | None) -> Self:
         """The same images under another transform."""

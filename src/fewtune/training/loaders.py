@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from fewtune.data.sampling import WINDOW, block_order
 from fewtune.errors import DataError
 from fewtune.training.images import Items, Sample
 
@@ -23,11 +24,31 @@ WORTH_WORKERS = 8
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Yields (epoch, index); shuffled by seed + epoch, and dealt out to `num_replicas` processes."""
+    """Yields (epoch, index); shuffled by seed and epoch, and dealt out to `num_replicas` processes.
+
+    Args:
+        blocks: of each item, with which others it is read at once; the order then keeps those near each other. Where
+            there are few blocks, which stay in memory, the order is that of items that are read one by one.
+    """
+
+    def __init__(
+        self,
+        items: Sized,
+        *,
+        blocks: Sequence[Hashable] | None,
+        shuffle: bool,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+    ) -> None:
+        self.blocks = blocks if shuffle and blocks is not None and len(set(blocks)) > WINDOW else None
+        plain = shuffle and self.blocks is None
+        super().__init__(cast("Dataset[Any]", items), num_replicas=num_replicas, rank=rank, shuffle=plain, seed=seed)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        order = None if self.blocks is None else block_order(self.blocks, seed_of(self.seed, self.epoch))
         for index in super().__iter__():
-            yield self.epoch, index
+            yield self.epoch, index if order is None else int(order[index])
 
 
 class SeededImages(Dataset[tuple[object, object, int]]):
@@ -36,6 +57,12 @@ class SeededImages(Dataset[tuple[object, object, int]]):
     def __init__(self, split: Items, seed: int) -> None:
         self.split = split
         self.seed = seed
+
+    @property
+    def blocks(self) -> Sequence[Hashable] | None:
+        """Of each image, with which others it is read at once; None where a split says nothing of it."""
+        blocks: Sequence[Hashable] | None = getattr(self.split, "blocks", None)
+        return blocks
 
     def __len__(self) -> int:
         return len(self.split)
@@ -132,7 +159,8 @@ def keyed_loader(
     Shares of several processes have equal length; the last ones repeat an image where the split does not divide,
     and the indices tell which.
     """
-    sampler = EpochSampler(items, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+    blocks = items.blocks if isinstance(items, SeededImages) and shuffle else None
+    sampler = EpochSampler(cast(Sized, items), blocks=blocks, shuffle=shuffle, num_replicas=world, rank=rank, seed=seed)
     sampler.set_epoch(epoch)
     return ImageLoader(
         items,
