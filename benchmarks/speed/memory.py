@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import fewtune
+from fewtune.quantised import Overlay
 from methods import CLASSES, PEERS, build
 from results import add_result
 
@@ -38,12 +39,14 @@ class SavedBytes:
     """Within, counts what autograd saves: bytes of the unique storages that are neither parameters nor buffers."""
 
     def __init__(self, model: nn.Module) -> None:
-        own = [*model.parameters(), *model.buffers()]
+        own = [t for t in (*model.parameters(), *model.buffers()) if not isinstance(t, Overlay)]
         self._excluded = {tensor.untyped_storage().data_ptr() for tensor in own}
         self._storages: dict[int, Any] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, Overlay):  # refers to what a parameter holds
+            return tensor
         for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
             storage = part.untyped_storage()
             if storage.data_ptr() not in self._excluded:

@@ -107,6 +107,19 @@ def test_what_is_kept_is_a_model_like_any_other(word: str) -> None:
     tuned(net, k=3).delta()  # on top of what was tuned before
 
 
+@words
+def test_works_in_inference_mode_too(word: str) -> None:
+    net = quantised(word)
+    delta, other, inputs = tuned(net).delta(), quantised(word), batch()[0]
+    before = other(inputs)
+    with torch.inference_mode():
+        expected = net(inputs)
+        delta.apply(other)
+        assert torch.equal(other.to("cpu")(inputs), expected)
+    delta.revert(other)
+    assert torch.equal(other(inputs), before)
+
+
 def test_state_of_other_weights_is_refused() -> None:
     net = quantised("int8")
     tuned(net)
@@ -172,7 +185,7 @@ def test_mismatches_are_one_clear_line() -> None:
         (lambda: ours.apply(whole), DeltaError),
     ):
         with pytest.raises(
-            error, match=r"head\.weight is of int8, one scale a row, and only float .* leave it out when"
+            error, match=r"head\.weight is of int8, one scale a row, and only float .* or leave it out when"
         ):
             refused()
 

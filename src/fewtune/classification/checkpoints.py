@@ -78,11 +78,17 @@ def _description(delta: Delta, path: Path) -> dict[str, Any]:
         raise DeltaError(f"{path} does not name its backbone; apply it in Python to the model that it was made for")
     if (kind := delta.metadata.get("task", "classification")) != "classification":
         raise DeltaError(f"{path} is of a {kind} run; checkpoints are written and reverted for classification only")
-    return delta.metadata["backbone"]
+    return unquantised(delta.metadata["backbone"])  # checkpoints hold float numbers
+
+
+def unquantised(description: dict[str, Any]) -> dict[str, Any]:
+    """The description of the same backbone in full precision."""
+    arguments = {key: value for key, value in description["arguments"].items() if key != "quantise"}
+    return {**description, "arguments": arguments}
 
 
 def untrained(description: dict[str, Any]) -> dict[str, Any]:
     """The description of the same architecture without its weights."""
-    arguments = {**description["arguments"], "pretrained": False}
+    arguments = {**unquantised(description)["arguments"], "pretrained": False}
     source = arguments.pop("architecture", description["source"])
     return {**description, "source": source, "arguments": arguments}

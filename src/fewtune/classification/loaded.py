@@ -15,6 +15,7 @@ from fewtune.delta.levels import flatten, shared_of
 from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
 from fewtune.models import Backbone, as_described, backbone_from_description, channels_last
+from fewtune.quantised import dequantised
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class LoadedClassifier:
         require_in_place(self.delta, self.plain.model)
 
     def plain_state_dict(self) -> dict[str, Tensor]:
-        """The tuned model's state, which its library loads strictly; where modules were added, they are merged.
+        """The tuned model's state, which its library loads strictly; where modules were added, they are merged, and
+        quantised weights are in it as the float numbers that they stand for.
 
         Raises:
             TuningError: the method's modules cannot be merged.
         """
-        return self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
+        state = self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
+        return {name: dequantised(tensor) for name, tensor in state.items()}
 
 
 def load_classifier(

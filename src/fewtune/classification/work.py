@@ -178,6 +178,7 @@ def fresh_backbone(recipe: Recipe, data: ImageData) -> Backbone:
         drop_path=recipe.drop_path,
         architecture=recipe.arch,
         seed=recipe.seed,
+        quantise=recipe.quantise,
         progress=log.info,
     )
     _refuse_cut_patches(backbone)

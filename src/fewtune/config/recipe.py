@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
@@ -38,6 +38,10 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
     )  # fmt: skip
     arch: str | None = Field(None, description="architecture of a file: model, such as timm:vit_base_patch16_224")
     pretrained: bool = Field(True, description="false: random weights")
+    quantise: Literal["int8", "nf4"] | None = Field(
+        None, description="keep the weights of linear layers in 8 bits (by torchao) or 4 (by bitsandbytes); the head "
+        "and what is trained stay float32",
+    )  # fmt: skip
     method: str = Field("gps", description=f"what is trained: {', '.join(METHODS.present)}")
 
     @field_validator("method")
@@ -53,6 +57,13 @@ class Recipe(MachineKeys, SearchKeys, OptimiserKeys, KeptSettings, MethodKeys, D
         if objective is not None and objective not in known:
             raise ValueError(f"{objective} is no objective of {task}; expected one of {', '.join(known)}")
         return objective or known[0]
+
+    @field_validator("quantise")
+    @classmethod
+    def _not_in_rows(cls, word: str | None, info: ValidationInfo) -> str | None:
+        if word is not None and info.data.get("strategy") == "fsdp2":
+            raise ValueError("strategy=fsdp2 shares out float weights alone; take strategy=ddp, or no quantise")
+        return word
 
     @model_validator(mode="after")
     def _can_exclude(self) -> Recipe:

@@ -19,6 +19,7 @@ from fewtune.classification.loaded import LoadedClassifier
 from fewtune.data.mask_transforms import Input
 from fewtune.errors import ExportError, Progress, TuningError
 from fewtune.models import backbone_from_description, logits
+from fewtune.quantised import is_quantised
 from fewtune.segmentation.loaded import LoadedSegmenter
 from fewtune.segmentation.models import segmenter_from_description
 from fewtune.tasks import load_task
@@ -155,7 +156,7 @@ def tuned(file: Path, progress: Progress | None = None) -> Tuned:
             read = (lambda image: prepared(image)[0], True, 1.0, MASK)
         case _:
             raise ExportError(f"{file} is of a kind of task that is not exported; export classifiers and segmenters")
-    if task.tuner is None:
+    if task.tuner is None and not any(map(is_quantised, task.backbone.model.parameters())):
         return Tuned(task, task.backbone.model, True, *read)
     try:
         state = task.plain_state_dict()

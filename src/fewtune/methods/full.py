@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
-from fewtune.methods.base import Method, State
-from fewtune.neurons import Role, describe
+from fewtune.methods.base import Method, Run, State
+from fewtune.neurons import Role, describe, require_float
 from fewtune.selection import Selection
 from fewtune.tuning.groups import ParamGroup, param_groups
 
@@ -97,4 +97,9 @@ class Full:
         return self.anatomy.backbone_parameters
 
 
-FULL = Method("full", lambda run, prepared: Full(run.model, run.head, original=run.fresh_model))
+def check(run: Run) -> None:
+    """TuningError where a weight is quantised."""
+    require_float(dict(run.model.named_parameters()), TuningError)
+
+
+FULL = Method("full", lambda run, prepared: Full(run.model, run.head, original=run.fresh_model), check=check)

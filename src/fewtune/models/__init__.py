@@ -32,6 +32,7 @@ def load_backbone(
     drop_path: float = 0.0,
     architecture: str | None = None,
     seed: int = 0,
+    quantise: str | None = None,
     progress: Progress | None = None,
 ) -> Backbone:
     """A backbone by name.
@@ -39,13 +40,14 @@ def load_backbone(
     Args:
         source: "timm:NAME" (or just NAME), "hf:ID" or "hf:FOLDER", "torchvision:NAME", "file:PATH" (a checkpoint,
             with `architecture`), "demo:vit-small", "demo:efficientnet-lite0", or another key of `SOURCES`.
-        num_classes, image_size, pretrained, drop_path, architecture, seed, progress: see `LoadOptions`.
+        num_classes, image_size, pretrained, drop_path, architecture, seed, quantise, progress: see `LoadOptions`.
 
     Raises:
         ModelError: the name is unknown (the nearest are named), or the weights cannot be had or do not fit.
         ConfigError: a number is out of its range.
     """
-    return load(source, LoadOptions(num_classes, image_size, pretrained, drop_path, architecture, seed, progress))
+    options = LoadOptions(num_classes, image_size, pretrained, drop_path, architecture, seed, quantise, progress)
+    return load(source, options)
 
 
 def backbone_from_description(

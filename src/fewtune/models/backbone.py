@@ -28,6 +28,8 @@ class LoadOptions:
     drop_path: rate of stochastic depth, for the models that have it.
     architecture: for "file:" the model whose weights the file holds, "timm:NAME" for instance.
     seed: of the fresh head; the caller's random state is not touched.
+    quantise: how the weights of linear layers outside the head are kept, a key of `fewtune.quantised.SCHEMES`; None
+        leaves them in float.
     progress: told in words what slow work goes on (downloads).
 
     Raises:
@@ -40,6 +42,7 @@ class LoadOptions:
     drop_path: float = 0.0
     architecture: str | None = None
     seed: int = 0
+    quantise: str | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -52,8 +55,8 @@ class LoadOptions:
 
     def recorded(self) -> dict[str, Any]:
         """What a description keeps, as `load_backbone` takes it again."""
-        names = ("image_size", "pretrained", "drop_path", "seed", *(("architecture",) if self.architecture else ()))
-        return {name: getattr(self, name) for name in names}
+        given = [name for name in ("architecture", "quantise") if getattr(self, name) is not None]
+        return {name: getattr(self, name) for name in ("image_size", "pretrained", "drop_path", "seed", *given)}
 
 
 @dataclass(frozen=True)

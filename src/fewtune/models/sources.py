@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fewtune.errors import ModelError
 from fewtune.models.backbone import Backbone, LoadOptions, Source, segments
 from fewtune.plugins import Deferred, Table
+from fewtune.quantised import quantise
 
 if TYPE_CHECKING:  # what the table names, so that the import contracts see it
     from fewtune.models import demo, file, hf, timm, torchvision  # noqa: F401
@@ -33,7 +34,10 @@ SOURCES: Table[Source] = Table(
 def load(source: str, options: LoadOptions) -> Backbone:
     """The backbone of a name, with the options that made it."""
     prefix, name = split_name(source)
-    return replace(SOURCES[prefix].load(name, options), arguments=options.recorded())
+    backbone = SOURCES[prefix].load(name, options)
+    if options.quantise is not None:
+        quantise(backbone.model, options.quantise, backbone.head)
+    return replace(backbone, arguments=options.recorded())
 
 
 def check_name(source: str) -> None:

@@ -170,8 +170,8 @@ def require_float(tensors: Mapping[str, torch.Tensor], error: type[FewtuneError]
     for name, tensor in tensors.items():
         if is_quantised(tensor):
             raise error(
-                f"{name} is of {scheme(tensor) or _kind(tensor)}, and only float numbers can be trained whole: leave "
-                "it out when the model is quantised, as the head must be"
+                f"{name} is of {scheme(tensor) or _kind(tensor)}, and only float numbers can be trained whole: load "
+                "the backbone in float32, or leave it out when the model is quantised, as the head must be"
             )
 
 

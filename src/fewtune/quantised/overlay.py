@@ -41,9 +41,10 @@ class Overlay(Tensor):
         """``like``: a tensor of the shape, strides and dtype after the steps."""
         if like is None:
             like = torch.empty(logical_shape(base), dtype=logical_dtype(base), device="meta")
-        made: Overlay = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=base.device
-        )
+        with torch.inference_mode(False):  # torch cannot detach nor view a wrapper that was made within
+            made: Overlay = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+                cls, like.shape, strides=like.stride(), dtype=like.dtype, device=base.device
+            )
         made.base, made.places, made.entries, made.steps = base, places, entries, tuple(steps)
         return made
 
@@ -61,7 +62,8 @@ class Overlay(Tensor):
         if index is not None:
             index = index.reshape(-1).to(weight.device)
             places = index if not len(places) else torch.cat([places, index]).unique()
-        return cls(base, places, dequantised(weight).view(-1)[places])
+        with torch.inference_mode(False):  # so that the numbers can be written outside of it too
+            return cls(base, places, dequantised(weight).view(-1)[places])
 
     def dequantize(self) -> Tensor:
         """The dense numbers, as a new tensor."""
@@ -125,6 +127,8 @@ class Overlay(Tensor):
                 case aten.copy_.default:
                     return self._take(args[1])
                 case _ if _is_view(func):
+                    if func._can_decompose():  # such as aten.to, which comes whole in inference mode
+                        return func.decompose(*args, **named)
                     return self._stepped(func, tuple(args[1:]), named)
         if func._schema.is_mutable and any(isinstance(a, Overlay) and _written(func, i) for i, a in enumerate(args)):
             raise _unwritable()

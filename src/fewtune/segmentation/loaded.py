@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
+from fewtune.quantised import dequantised
 from fewtune.segmentation.models import Segmenter, as_described, segmenter_from_description
 
 CLASS_NAMES = ("background", "object")
@@ -37,12 +38,13 @@ class LoadedSegmenter:
         return self.segmenter
 
     def plain_state_dict(self) -> dict[str, Tensor]:
-        """The state of the tuned segmenter's model, without added modules: these are merged.
+        """The state of the tuned segmenter's model, in float numbers, without added modules: these are merged.
 
         Raises:
             TuningError: the method's modules cannot be merged.
         """
-        return self.segmenter.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
+        state = self.segmenter.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
+        return {name: dequantised(tensor) for name, tensor in state.items()}
 
 
 def load_tuned_segmenter(

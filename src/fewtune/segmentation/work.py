@@ -123,6 +123,7 @@ def fresh_segmenter(recipe: Recipe, classes: int = 1) -> Segmenter:
         architecture=recipe.arch,
         drop_path=recipe.drop_path,
         seed=recipe.seed,
+        quantise=recipe.quantise,
         classes=classes,
         progress=log.info,
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta
 from fewtune.neurons import Role
+from fewtune.quantised import dequantised
 
 GAP_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -37,7 +38,7 @@ class Change:
         """A copy of the tensor, in its own strides, with the new numbers in it."""
         if self.gaps is None:
             return self.values
-        copy = tensor.detach().clone()
+        copy = dequantised(tensor).detach().clone()
         write(copy, self.positions(), self.values)
         return copy
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fewtune.quantised import dequantised
 from fewtune.serving.changes import Change, HeldTask, read, write
 from fewtune.serving.holders import Holder, replaced
 from fewtune.serving.probe import Split, Splits
@@ -161,7 +162,7 @@ def _task_tensors(changed: Changed, task: HeldTask, scratch: Scratch) -> Iterato
             continue
         weight, positions = holder.tensor, change.positions()
         if holder not in scratch:
-            scratch[holder] = weight.clone()
+            scratch[holder] = dequantised(weight).clone()
         undo.append((scratch[holder], positions, read(weight, positions)))
         write(scratch[holder], positions, change.values)
         tensors[holder] = scratch[holder]
@@ -176,7 +177,7 @@ def _linear(changed: Changed, x: Tensor, rows: Rows, workspace: Workspace) -> Te
     """`nn.Linear` by task, each product written where it belongs: joining parts would copy the whole output."""
     module = changed.module
     assert isinstance(module, nn.Linear)
-    original, bias = module.weight.detach(), module.bias
+    original, bias = dequantised(module.weight).detach(), module.bias
     names = {holder.attribute: name for holder, name in changed.tensors.items()}
     flat = x.reshape(-1, module.in_features)
     output = x.new_empty(len(flat), module.out_features)

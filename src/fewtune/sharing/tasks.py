@@ -22,8 +22,8 @@ from fewtune.kinds import KINDS
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 OF_ALL = (
-    "model", "arch", "pretrained", "image_size", "drop_path", "method", "k", "granularity", "bias", "scale", "norm",
-    "relative_position", "exclude", "importance", "seed", "mixup", "cutmix",
+    "model", "arch", "pretrained", "quantise", "image_size", "drop_path", "method", "k", "granularity", "bias", "scale",
+    "norm", "relative_position", "exclude", "importance", "seed", "mixup", "cutmix",
 )  # fmt: skip
 """Settings that must be the same for all tasks."""
 DIGITS = 6

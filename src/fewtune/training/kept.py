@@ -30,6 +30,7 @@ from fewtune.errors import ConfigError, TuningError
 from fewtune.files import read_json, write_json
 from fewtune.methods.reach import Border
 from fewtune.progress import shown
+from fewtune.quantised import dequantised
 from fewtune.training.images import Labelled
 from fewtune.training.loaders import seeded_all
 from fewtune.training.seen import content_digests
@@ -233,7 +234,7 @@ def _key_of(shortcut: Shortcut, recipe: Recipe, dtype: torch.dtype) -> str:
         tensors |= {f"{name}.{key}": tensor for key, tensor in module.state_dict(keep_vars=True).items()}
     for name, tensor in tensors.items():
         held.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        held.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        held.update(dequantised(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     said = [border.name, recipe.model, recipe.image_size, recipe.precision, recipe.keep_prefix, str(dtype)]
     return _digest(json.dumps([said, held.hexdigest()]))
 

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import replace
 from typing import Any
 
+from fewtune import quantised
 from fewtune.errors import ConfigError, MissingExtra, ModelError, Progress
 from fewtune.segmentation.models import saliency
 from fewtune.segmentation.models.linear import load_linear
@@ -22,6 +23,7 @@ def load_segmenter(
     architecture: str | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
+    quantise: str | None = None,
     classes: int = 1,
     progress: Progress | None = None,
 ) -> Segmenter:
@@ -37,6 +39,7 @@ def load_segmenter(
         architecture: for "file:" the model whose weights the file holds.
         drop_path: rate of stochastic depth, for the models that have it.
         seed: of a fresh decoder; the caller's random state is not touched.
+        quantise: see `fewtune.models.LoadOptions`.
         classes: maps of logits that it draws: 1, of the object, or one for each class.
         progress: told in words what slow work goes on (downloads).
 
@@ -57,7 +60,10 @@ def load_segmenter(
         segmenter = saliency.load_saliency(progress=progress, classes=classes, **options)
     else:
         segmenter = load_linear(source, architecture=architecture, progress=progress, classes=classes, **options)
-    said = {"architecture": architecture} if architecture else {}
+    if quantise is not None:
+        quantised.quantise(segmenter.model, quantise, segmenter.head)
+    said = {"architecture": architecture, "quantise": quantise}
+    said = {key: word for key, word in said.items() if word is not None}
     return replace(segmenter, arguments=options | said | ({"classes": classes} if classes > 1 else {}))
 
 
