@@ -72,11 +72,11 @@ def test_values_are_checked_for_every_run() -> None:
     assert "no recipe" in refused(values(tasks={"one": {"recipe": "vtab/cifarr", "root": "r"}}))
 
 
-def test_later_methods_wait_for_all_tasks_and_may_have_seeds_of_their_own() -> None:
+def test_a_seed_is_run_on_all_tasks_before_the_next_and_later_methods_wait_for_all() -> None:
     methods = {"few": {"method": "bias", "seeds": [4]}, "gps": {"method": "gps"}}
     grid = grid_from(values(methods=methods, later=["few"], choose_epochs=False))
     assert list(plan(grid)) == [
-        "one/gps/seed-3", "one/gps/seed-4", "two/gps/seed-3", "two/gps/seed-4", "one/few/seed-4", "two/few/seed-4",
+        "one/gps/seed-3", "two/gps/seed-3", "one/gps/seed-4", "two/gps/seed-4", "one/few/seed-4", "two/few/seed-4",
     ]  # fmt: skip
     assert "later: no method is called 'lora'" in refused(values(later=["lora"]))
     assert "methods.few.seeds" in refused(values(methods={"few": {"method": "bias", "seeds": [1, 1]}}))

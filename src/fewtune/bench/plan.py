@@ -68,12 +68,17 @@ Added = Mapping[tuple[str, str], Sequence[dict[str, Any]]]
 
 
 def plan(grid: Grid, added: Added | None = None) -> dict[str, Run]:
-    """All runs by name, in the order in which they are done: tasks and methods as in the grid, later methods last.
+    """All runs by name, in the order in which they are done: a seed on all tasks before the next, later methods last.
 
-    Choosing runs come before what they are needed for, and the methods of one seed together.
+    So a grid that is stopped early knows all tasks, by fewer seeds. Choosing runs come before what they are needed for,
+    and the methods of one seed together.
     """
-    runs = sorted(_runs(grid, added or {}), key=lambda run: run.method in grid.later)
-    return {run.name: run for run in runs}
+    return {run.name: run for run in sorted(_runs(grid, added or {}), key=lambda run: _turn(grid, run))}
+
+
+def _turn(grid: Grid, run: Run) -> tuple[bool, int]:
+    seeds = grid.seeds_of(run.method)
+    return run.method in grid.later, seeds.index(run.seed) if run.kind == "train" else 0
 
 
 def _runs(grid: Grid, added: Added) -> Iterator[Run]:
