@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo:vit-small")
     parser.add_argument("--keep", nargs="+", default=["float32", "int8", "nf4"])
     parser.add_argument("--size", type=int, default=70, help="pixels")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -119,15 +119,17 @@ def main() -> None:
         "k": 1.0, "lr": 3e-3, "cache": True, "accelerator": "cpu", "seed": arguments.seed, "report": False,
     }  # fmt: skip
     recipes = {keep: recipe_from(common | ({} if keep == "float32" else {"quantise": keep})) for keep in arguments.keep}
+    settings = {
+        "model": arguments.model, "data": Path(arguments.data).name, "size": arguments.size, "epochs": arguments.epochs,
+        "batch": next(iter(recipes.values())).batch_size, "seed": arguments.seed,
+    }  # fmt: skip
     with threads(arguments.threads):
         figures = steps(recipes, arguments.rounds)
         for keep, recipe in recipes.items():
             figures[keep] |= accuracy(recipe)
-            print(f"{keep:8s}", "  ".join(f"{name} {value:.4g}" for name, value in figures[keep].items()))
-    if not arguments.dry:
-        settings = {"model": arguments.model, "data": Path(arguments.data).name, "size": arguments.size}
-        settings |= {"epochs": arguments.epochs, "batch": next(iter(recipes.values())).batch_size}
-        add_result("quantised", "cpu", arguments.threads, settings | {"seed": arguments.seed}, figures)
+            print(f"{keep:8s}", "  ".join(f"{name} {value:.4g}" for name, value in figures[keep].items()), flush=True)
+            if not arguments.dry:  # after each, so that a run that is stopped leaves what it has
+                add_result("quantised", "cpu", arguments.threads, settings, figures)
 
 
 if __name__ == "__main__":

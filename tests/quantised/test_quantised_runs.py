@@ -20,6 +20,7 @@ from fewtune.quantised import Overlay, dequantised, quantise, scheme
 from fewtune.serving import TaskBank
 from fewtune.tasks import evaluate, fit, load_task
 from runs import coloured_folder, tiny_recipe
+from runs import fewtune as fewtune_command
 
 INT8 = "int8, one scale a row"
 
@@ -50,6 +51,7 @@ def test_the_task_file_makes_the_same_model_again(folder: Path, run) -> None:
     assert kept == delta.quantised
     assert not any("head" in name for name in kept)
     assert evaluate(run.folder.delta, str(folder)).to_json()["accuracy"] == run.metrics["test"]["accuracy"]
+    assert f"quantised   {INT8}\n" in fewtune_command("delta", "inspect", run.folder.delta).stdout
     plain = load_backbone("timm:test_vit", num_classes=3, image_size=32, pretrained=False).model
     plain.load_state_dict(loaded.plain_state_dict())
     with torch.no_grad():

@@ -120,6 +120,26 @@ def test_works_in_inference_mode_too(word: str) -> None:
     assert torch.equal(other(inputs), before)
 
 
+@words
+def test_an_overlay_is_its_dense_numbers_in_every_operation(word: str) -> None:
+    net = quantised(word)
+    tuned(net)
+    weight = net.get_parameter(WEIGHTS[0]).detach()
+    dense, x = dequantised(weight), batch()[0]
+    for same in (
+        lambda w: x @ w.t(),
+        lambda w: w.to(torch.bfloat16).view(4, -1).transpose(0, 1).contiguous(),
+        lambda w: torch.cat(w.chunk(2)),
+        lambda w: w.clone()[3:5].abs(),
+        lambda w: torch.zeros_like(w).copy_(w),
+    ):
+        assert torch.equal(same(weight), same(dense))
+    assert isinstance(weight.t(), Overlay)  # nothing dense until it is asked for
+    moved = copy.deepcopy(net).to("meta")
+    assert {p.device.type for p in moved.parameters()} == {"meta"}
+    assert moved.get_parameter(WEIGHTS[0]).base.device.type == "meta"
+
+
 def test_state_of_other_weights_is_refused() -> None:
     net = quantised("int8")
     tuned(net)

@@ -31,11 +31,13 @@ def inspect(file: TaskFile, as_json: AsJson = False) -> None:
     fetched = resolve(file)
     delta = load_task_file(fetched.path)
     held = delta.selection() if isinstance(delta, Delta) else delta
+    quantised = sorted(set(delta.quantised.values())) if isinstance(delta, Delta) else []
     facts: dict[str, Any] = {
         "bytes": fetched.path.stat().st_size,
         "connections": held.connections,
         "trained": held.trained,
         "buffers": len(delta.buffers),
+        **({"quantised": quantised} if quantised else {}),
     }
     if as_json:
         print_json({"file": str(fetched), **facts, "metadata": delta.metadata, "per_layer": held.per_layer()})
@@ -43,6 +45,8 @@ def inspect(file: TaskFile, as_json: AsJson = False) -> None:
     backbone = delta.metadata.get("backbone", {})
     print(f"file        {fetched} ({size(facts['bytes'])})")
     print(f"backbone    {backbone.get('source', 'not named')} at {backbone.get('image_size', '?')} px")
+    if quantised:
+        print(f"quantised   {'; '.join(quantised)}")
     print(f"classes     {', '.join(delta.metadata.get('class_names', [])) or 'not named'}")
     print(f"method      {delta.metadata.get('method', 'not named')}, data {delta.metadata.get('data', 'not named')}")
     print(held.summary())

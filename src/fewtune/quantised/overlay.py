@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
 from fewtune.errors import TuningError
@@ -75,6 +76,8 @@ class Overlay(Tensor):
 
     def write(self, index: Tensor, values: Tensor) -> None:
         """Writes numbers at flat positions, which must be among the overlay's places."""
+        if self.is_meta:
+            return
         index, values = index.reshape(-1).to(self.device), values.reshape(-1).to(self.device, self.entries.dtype)
         if torch.equal(index, self.places):
             self.entries.copy_(values)
@@ -93,7 +96,11 @@ class Overlay(Tensor):
         return Overlay(self.base, self.places, self.entries, steps, function(self._like(), *args, **named))
 
     def _copied(self, device: torch.device, dtype: torch.dtype) -> Overlay:
-        base = self.base if device == self.device else self.base.to(device)
+        base = self.base
+        if device != self.device:  # within a dispatch torchao's `to` stays where it is
+            base = (
+                aten._to_copy.default(base, device=device) if is_traceable_wrapper_subclass(base) else base.to(device)
+            )
         copy = self._with(base, self.places.to(device, copy=True), self.entries.to(device, copy=True))
         return copy if dtype == self.dtype else copy._stepped(aten._to_copy.default, (), {"dtype": dtype})
 
@@ -163,7 +170,8 @@ def _dense(value: Any) -> Any:
 
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
-    return len(returns) == 1 and returns[0].alias_info is not None and not func._schema.is_mutable
+    one = len(returns) == 1 and isinstance(returns[0].type, torch.TensorType)
+    return one and returns[0].alias_info is not None and not func._schema.is_mutable
 
 
 def _written(func: Any, argument: int) -> bool:
