@@ -16,8 +16,8 @@ from fewtune.data.sampling import WINDOW, block_order
 from fewtune.errors import DataError
 from fewtune.tasks import fit
 from fewtune.training.loaders import image_loader
-from fewtune.training.trainer import SaveEpochs
 from runs import coloured_folder, tiny_recipe
+from stopping import Stop
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("pyarrow")
@@ -108,23 +108,11 @@ def test_of_few_groups_training_is_that_of_the_set_loaded_whole(images: Path, tm
     assert all(tensor.equal(second.new(name)) for name, tensor in {**first.values, **first.whole}.items())
 
 
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(parquet: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(parquet: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(Path("x"), epochs=3, augment="fgvc", workers=1).changed(data=f"hf:{parquet}?stream")
     fit(recipe, tmp_path / "whole")
-    saved = SaveEpochs.on_train_epoch_end
-
-    def once(self: SaveEpochs, *arguments: Any) -> None:
-        saved(self, *arguments)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SaveEpochs, "on_train_epoch_end", once)
-        with pytest.raises(Killed):
-            fit(recipe, tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "cut", callbacks=[Stop(1)])
     fit(None, tmp_path / "cut", resume=True)
     assert (tmp_path / "cut/delta.safetensors").read_bytes() == (tmp_path / "whole/delta.safetensors").read_bytes()
 

@@ -94,21 +94,22 @@ class Mail:
 
     def __init__(self) -> None:
         self.sent: asyncio.Queue[tuple[int, int, float]] = asyncio.Queue()
-        self.answers: dict[int, asyncio.Future[bool]] = {}
+        self.answers: dict[tuple[int, int], asyncio.Future[bool]] = {}
 
     async def hopeless(self, number: int, epoch: int, value: float) -> bool:
         """Asked by a trial."""
-        self.answers[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.answers[number, epoch] = answer
         await self.sent.put((number, epoch, value))
-        return await self.answers[number]
+        return await answer
 
     async def next(self) -> tuple[int, int, float]:
         """The next question."""
         return await self.sent.get()
 
-    async def answer(self, number: int, hopeless: bool) -> None:
+    async def answer(self, number: int, epoch: int, hopeless: bool) -> None:
         """Answered; nobody may wait any more where a node was lost."""
-        waiting = self.answers.pop(number, None)
+        waiting = self.answers.pop((number, epoch), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(hopeless)
 
@@ -147,7 +148,7 @@ class RayPlace:
             if ready[0] == self.question:
                 number, epoch, value = self._got(self.question)
                 asking = next((trial for trial in self.running.values() if trial.number == number), None)
-                self.mail.answer.remote(number, asking is None or hopeless(asking, epoch, value))
+                self.mail.answer.remote(number, epoch, asking is None or hopeless(asking, epoch, value))
                 self.question = self.mail.next.remote()
             else:
                 outcome = self._got(ready[0])
