@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo:vit-small")
     parser.add_argument("--keep", nargs="+", default=["float32", "int8", "nf4"])
     parser.add_argument("--size", type=int, default=70, help="pixels")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
