@@ -83,7 +83,7 @@ def _rare(test: dict[str, Any], name: str) -> str:
 def _masks(run: Run) -> Iterator[str]:
     if not run.draws_masks:
         return
-    scores = sorted((score, name) for name, score in run.scores().items())
+    scores = sorted(((score, name) for name, score in run.scores().items()), key=lambda pair: pair[0])
     missed = sum(score < 0.1 for score, _ in scores)
     if missed and not run.class_masks:
         yield f"In {missed} of {len(scores)} test images the object is missed nearly wholly (Dice below 0.1)."
