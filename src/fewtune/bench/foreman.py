@@ -80,11 +80,11 @@ def _run_grid(grid: Grid, out: Path, on: str, mirror: Mirror | None) -> Progress
         write_text(out / "grid.yaml", write_grid(grid))
         if mirror is not None:
             mirror.send_file(out / "grid.yaml")
-        with executor(on, grid) as place:
-            foreman = _Foreman(grid, out, sizes, place.places, mirror)
+        with executor(on, grid) as executing:
+            foreman = _Foreman(grid, out, sizes, executing.room, mirror)
             foreman.tell_time()
             with counted("runs") as told:
-                place.work_off(foreman.offer, partial(foreman.finish, told))
+                executing.work_off(foreman.offer, partial(foreman.finish, told))
         return foreman.progress
 
 
@@ -106,16 +106,16 @@ class _Foreman:
 
     Args:
         sizes: task -> its images; None only looks and writes nothing.
-        places: how many runs are done side by side.
+        room: how many runs are done side by side.
         mirror: of `out`.
     """
 
     def __init__(
-        self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None, places: int = 1, mirror: Mirror | None = None
+        self, grid: Grid, out: Path, sizes: dict[str, Sizes] | None, room: int = 1, mirror: Mirror | None = None
     ) -> None:
         self.mirror, self.scored = mirror, set[Path]()
         self.grid, self.out, self.sizes, self.quiet = grid, out, sizes or {}, sizes is None
-        self.places = places
+        self.room = room
         self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
@@ -239,9 +239,9 @@ class _Foreman:
                 recipe = self.progress.runs[left[0]].recipe(self.grid, {})
                 seconds += sum(map(self._passes, left)) * seconds_a_pass(done, recipe, self.grid.threads)
         if self.progress.waiting:
-            seconds /= self.places
+            seconds /= self.room
             long = "an unknown time" if math.isnan(seconds) else f"about {duration(seconds)}"
-            log.info("%d runs are left: %s, %d side by side", len(self.progress.waiting), long, self.places)
+            log.info("%d runs are left: %s, %d side by side", len(self.progress.waiting), long, self.room)
 
     def _passes(self, name: str) -> float:
         run = self.progress.runs[name]
@@ -249,7 +249,7 @@ class _Foreman:
 
     def _left(self) -> str:
         waiting = self.progress.waiting
-        seconds = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / self.places
+        seconds = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / self.room
         return f"; about {duration(seconds)} for the other {len(waiting)}" if waiting else ""
 
     def _forget_scores(self, task: str) -> None:

@@ -76,16 +76,16 @@ class Cluster:
                     f"there is no Ray cluster at {address or 'this machine'}: {one_line(error)}"
                 ) from None
 
-    def places(self, needs: Needs) -> int:
+    def room(self, needs: Needs) -> int:
         """How many pieces of work that need so much its nodes take at once; 0 where none takes one."""
         return sum(needs.fits(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
 
     def side_by_side(self, needs: Needs) -> int:
         """How many are done at once; one where no node has room for it yet, which is told."""
-        places = self.places(needs)
-        if not places:
+        room = self.room(needs)
+        if not room:
             log.warning("no node of the cluster has %s; the work waits for one", needs)
-        return max(1, places)
+        return max(1, room)
 
     def close(self) -> None:
         """Leave the cluster, and end it where it was begun here."""

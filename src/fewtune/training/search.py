@@ -18,7 +18,7 @@ from fewtune.files import Json
 from fewtune.methods.base import Method
 from fewtune.progress import counted, duration
 from fewtune.training.cluster import LOCAL
-from fewtune.training.places import place_of
+from fewtune.training.executors import executor_of
 from fewtune.training.study import Space, Study
 from fewtune.training.trial import Outcome, chosen
 from fewtune.training.tuners import method_of
@@ -65,7 +65,7 @@ def search_recipe(work: Work, storage: Path, on: str = LOCAL, threads: int = 1) 
     Args:
         work: the run that is to be trained with what is chosen.
         storage: the study's SQLite file, which this process alone writes.
-        on, threads: where the runs are done, see `fewtune.training.places.place_of`.
+        on, threads: where the runs are done, see `fewtune.training.executors.executor_of`.
 
     Raises:
         ConfigError: there is nothing to search, the run is one of several processes, or there is no such place.
@@ -76,13 +76,13 @@ def search_recipe(work: Work, storage: Path, on: str = LOCAL, threads: int = 1) 
     space = Space(recipe.search_lr, recipe.search_k if method.score is not None else (), recipe.search_drop_path)
     limit = recipe.search_trials or (space.size if recipe.search_seconds is None else None)
     clock = time.perf_counter()
-    place = place_of(on, work, threads)
+    executor = executor_of(on, work, threads)
     try:
         with counted("search", limit) as told:
             search = _Search(work, Study(storage, space, recipe.seed), limit, told, clock)
-            place.work_off(search.offer, search.hopeless, search.done)
+            executor.work_off(search.offer, search.hopeless, search.done)
     finally:
-        place.close()
+        executor.close()
     best = search.study.best()
     log.info("best: %s", _line(_row(work, best)))
     return SearchResult(chosen(recipe, best.params), [_row(work, trial) for trial in search.study.done])

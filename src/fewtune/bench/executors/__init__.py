@@ -15,7 +15,7 @@ class Executor(Protocol):
     """Does jobs, several at once. It is a context, which frees what it holds at its end."""
 
     @property
-    def places(self) -> int:
+    def room(self) -> int:
         """About how many jobs are done side by side."""
 
     def work_off(self, offer: Callable[[list[Job]], Job | None], done: Callable[[Job, str | None], None]) -> None:

@@ -39,7 +39,7 @@ class RayExecutor:
         self.cluster, self.ray, self.needs = cluster, cluster.ray, needs
         self.running: dict[Any, Job] = {}
         self.task = self.ray.remote(**needs.options(), max_retries=RETRIES)(_do)
-        self.places = cluster.side_by_side(needs)
+        self.room = cluster.side_by_side(needs)
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +54,7 @@ class RayExecutor:
     def work_off(self, offer: Callable[[list[Job]], Job | None], done: Callable[[Job, str | None], None]) -> None:
         """See `Executor`."""
         while True:
-            ahead = max(AHEAD, 2 * self.places)
+            ahead = max(AHEAD, 2 * self.room)
             while len(self.running) < ahead and (job := offer(list(self.running.values()))) is not None:
                 self.running[self.task.remote(replace(job, out=job.out.resolve()), os.getcwd(), self.needs.cpus)] = job
             if not self.running:

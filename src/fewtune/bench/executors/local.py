@@ -37,7 +37,7 @@ class LocalExecutor:
         self.workers: list[Worker] = []
 
     @property
-    def places(self) -> int:
+    def room(self) -> int:
         """How many jobs are done side by side."""
         return self.count
 

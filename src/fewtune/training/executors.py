@@ -23,7 +23,7 @@ from fewtune.training.work import Work
 
 
 class Asked(Protocol):
-    """A trial as a place needs it."""
+    """A trial as an executor needs it."""
 
     @property
     def number(self) -> int:
@@ -42,7 +42,7 @@ Done = Callable[[Any, Outcome], None]
 """Told what came of a trial."""
 
 
-class Place(Protocol):
+class Executor(Protocol):
     """Does trials."""
 
     def work_off(self, offer: Offer, hopeless: Judgement, done: Done) -> None:
@@ -52,7 +52,7 @@ class Place(Protocol):
         """End what is still running."""
 
 
-def place_of(on: str, work: Work, threads: int = 1) -> Place:
+def executor_of(on: str, work: Work, threads: int = 1) -> Executor:
     """Where the trials of a search are done.
 
     Args:
@@ -66,21 +66,21 @@ def place_of(on: str, work: Work, threads: int = 1) -> Place:
     """
     address = cluster_of(on)
     if address is None:
-        return Here(work)
+        return LocalExecutor(work)
     cluster, accelerator = Cluster(address), work.recipe.accelerator
     with_gpu = Needs(threads, gpus=1)
-    gpu = accelerator == "gpu" or (accelerator == "auto" and cluster.places(with_gpu) > 0)
-    return RayPlace(cluster, work, with_gpu if gpu else Needs(threads))
+    gpu = accelerator == "gpu" or (accelerator == "auto" and cluster.room(with_gpu) > 0)
+    return RayExecutor(cluster, work, with_gpu if gpu else Needs(threads))
 
 
-class Here:
+class LocalExecutor:
     """This process, which does one trial after the other."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
 
     def work_off(self, offer: Offer, hopeless: Judgement, done: Done) -> None:
-        """See `Place`."""
+        """See `Executor`."""
         shared = Shared.of(self.work)
         while (trial := offer()) is not None:
             done(trial, try_out(self.work, trial.params, shared, functools.partial(hopeless, trial)))
@@ -114,7 +114,7 @@ class Mail:
             waiting.set_result(hopeless)
 
 
-class RayPlace:
+class RayExecutor:
     """A cluster, which does as many trials side by side as it has room for.
 
     The study stays with this process, the only one that writes it. What all trials share is computed by a task of the
@@ -126,7 +126,7 @@ class RayPlace:
 
     def __init__(self, cluster: Cluster, work: Work, needs: Needs) -> None:
         self.cluster, self.ray = cluster, cluster.ray
-        self.places = cluster.side_by_side(needs)
+        self.room = cluster.side_by_side(needs)
         self.mail = self.ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mail).remote()
         remote = self.ray.remote(**needs.options(), max_retries=RETRIES)
         self.share, self.try_out = remote(_share), remote(_try_out)
@@ -135,11 +135,11 @@ class RayPlace:
         self.question: Any = None
 
     def work_off(self, offer: Offer, hopeless: Judgement, done: Done) -> None:
-        """See `Place`."""
+        """See `Executor`."""
         shared = self.share.remote(self.given)
         self.question = self.mail.next.remote()
         while True:
-            while len(self.running) < self.places and (trial := offer()) is not None:
+            while len(self.running) < self.room and (trial := offer()) is not None:
                 params = dict(trial.params)
                 self.running[self.try_out.remote(self.given, params, shared, self.mail, trial.number)] = trial
             if not self.running:
