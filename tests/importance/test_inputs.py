@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from fewtune import CrossEntropy, SupCon, correlation_importance, snr_importance, wanda_importance
 from fewtune.errors import ImportanceError, SelectionError
 from fewtune.importance import Scores
-from layer_kinds import KINDS, Functional, LayerKind, Reentered, Tied
+from layer_kinds import KINDS as ALL_KINDS
+from layer_kinds import Functional, LayerKind, Reentered, Tied
 from layer_kinds import Net as KindNet
 from scored import LABELS, Batch, assert_close, batches, images, net
 
+KINDS = {name: kind for name, kind in ALL_KINDS.items() if not kind.quantised}
+"""Scores of quantised weights are those of the dequantised ones: tests/quantised."""
 SEEN = {
     name: kind
     for name, kind in KINDS.items()
