@@ -17,7 +17,7 @@ from fewtune.metrics import Interval, paired_bootstrap
 from fewtune.report import write_report
 from fewtune.report.findings import advice
 from fewtune.report.page import difference, result
-from fewtune.report.reading import read_run
+from fewtune.report.reading import read_run, told_apart
 from fewtune.tasks import fit
 from masks import mask_folder, tiny_mask_recipe
 from runs import arguments, coloured_folder, fewtune, tiny_recipe
@@ -167,3 +167,15 @@ def test_in_a_browser(runs: Runs, tmp_path: Path, width: int, scheme: str) -> No
             assert seen.broken_pictures() == 0
             assert not seen.overflows()
             assert seen.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("runs/grid/gps/seed-3", "runs/grid/full/seed-3"), ["gps", "full"]),
+        (("grid/gps/seed-0", "grid/gps/seed-1", "grid/full/seed-0"), ["gps/seed-0", "gps/seed-1", "full/seed-0"]),
+        (("a/run", "a/b/run"), ["run", "b/run"]),
+    ],
+)
+def test_runs_are_called_by_what_tells_their_paths_apart(folders: tuple[str, ...], names: list[str]) -> None:
+    assert told_apart([Path("/all", folder) for folder in folders]) == names

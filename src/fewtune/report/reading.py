@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,17 +128,27 @@ def read_run(path: Path, name: str | None = None) -> Run:
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
-    """Reads several runs; those whose folders have the same name are called by their whole paths.
+    """Reads several runs; those whose folders have the same name are called by what else tells their paths apart.
 
     Raises:
         ConfigError: as `read_run`, or a folder is given twice.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
+    folders = [path.resolve() for path in paths]
+    if len(set(folders)) < len(folders):
         raise ConfigError("a run is given twice; give each folder once")
-    names = [path.resolve().name for path in paths]
-    return [
-        read_run(path, str(path) if names.count(name) > 1 else name) for path, name in zip(paths, names, strict=True)
-    ]
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = told_apart(folders)
+    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """Paths without the folders at their beginning, and those at their end, that all of them share."""
+    shared = Path(os.path.commonpath([folder.parent for folder in folders]))
+    parts = [folder.relative_to(shared).parts for folder in folders]
+    while len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]
 
 
 def _json(path: Path, absent: Any) -> Any:
