@@ -15,7 +15,7 @@ from fewtune.delta.levels import flatten, shared_of
 from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
 from fewtune.models import Backbone, as_described, backbone_from_description, channels_last
-from fewtune.quantised import dequantised
+from fewtune.quantised import dequantised_state
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LoadedClassifier:
             TuningError: the method's modules cannot be merged.
         """
         state = self.backbone.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
-        return {name: dequantised(tensor) for name, tensor in state.items()}
+        return dequantised_state(state)
 
 
 def load_classifier(

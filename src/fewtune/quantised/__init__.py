@@ -4,7 +4,7 @@ A weight is told by what its tensor has, so that no library that quantises is im
 """
 
 from fewtune.quantised.holders import Overlaid, overlaid, seen_dequantised
-from fewtune.quantised.overlay import Overlay, dequantised, scheme
+from fewtune.quantised.overlay import Overlay, dequantised, dequantised_state, scheme
 from fewtune.quantised.quantiser import SCHEMES, quantise, requantised
 from fewtune.quantised.schemes import is_quantised, logical_shape
 
@@ -13,6 +13,7 @@ __all__ = [
     "Overlaid",
     "Overlay",
     "dequantised",
+    "dequantised_state",
     "is_quantised",
     "logical_shape",
     "overlaid",

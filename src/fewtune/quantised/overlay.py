@@ -164,6 +164,11 @@ def dequantised(weight: Tensor) -> Tensor:
     return dense_of(weight) if is_quantised(weight) and scheme_of(weight) is not None else weight
 
 
+def dequantised_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state in which quantised weights are the float numbers that they stand for."""
+    return {name: dequantised(tensor) for name, tensor in state.items()}
+
+
 def _dense(value: Any) -> Any:
     return value.dequantize() if isinstance(value, Overlay) else value
 

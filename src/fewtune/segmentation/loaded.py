@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewtune.errors import DeltaError, Progress
 from fewtune.methods import TaskFile, Tuner, load_task_file, put_in, require_in_place
-from fewtune.quantised import dequantised
+from fewtune.quantised import dequantised_state
 from fewtune.segmentation.models import Segmenter, as_described, segmenter_from_description
 
 CLASS_NAMES = ("background", "object")
@@ -44,7 +44,7 @@ class LoadedSegmenter:
             TuningError: the method's modules cannot be merged.
         """
         state = self.segmenter.model.state_dict() if self.tuner is None else self.tuner.merged_state_dict()
-        return {name: dequantised(tensor) for name, tensor in state.items()}
+        return dequantised_state(state)
 
 
 def load_tuned_segmenter(

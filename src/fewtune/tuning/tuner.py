@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
-from fewtune.quantised import Overlaid, dequantised
+from fewtune.quantised import Overlaid, dequantised_state
 from fewtune.selection import Selection
 from fewtune.tuning import layers
 from fewtune.tuning.frozen_sample import Sample
@@ -101,7 +101,7 @@ class Tuner:
             if isinstance(module, Tuned)
             for attribute, tensor in module._fewtune.tuned.items()
         }
-        return {name: dequantised(tensor) for name, tensor in self.model.state_dict().items() if name not in added}
+        return dequantised_state({name: held for name, held in self.model.state_dict().items() if name not in added})
 
     def merged_state_dict(self) -> dict[str, Tensor]:
         """The same as `plain_state_dict`, since nothing is added that would have to be merged."""
