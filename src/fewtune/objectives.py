@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fewtune.errors import ImportanceError
 from fewtune.losses import supervised_contrastive_loss
 from fewtune.neurons import ASK_MODEL, HeadSpec, find_head
+from fewtune.sharded import is_unit, within_call
 
 Objective = Callable[[nn.Module, Any, Tensor], Tensor]
 Features = Callable[[nn.Module, Tensor], Tensor]
@@ -28,16 +30,10 @@ def pooled_features(model: nn.Module, images: Tensor, head: HeadSpec = ASK_MODEL
     Raises:
         ImportanceError: none of these gives a [batch, width]; pass ``features=``.
     """
-    names = find_head(model, head)
-    forward_features = getattr(model, "forward_features", None)
-    forward_head = getattr(model, "forward_head", None)
-    if callable(forward_features) and callable(forward_head) and "pre_logits" in _parameters_of(forward_head):
-        features = forward_head(forward_features(images), pre_logits=True)
-    elif names:
-        features = _input_of(model, model.get_submodule(names[0]), images)
+    if is_unit(model):
+        features = within_call(model, partial(_pooled_features, model, head), images)
     else:
-        output = model(images)
-        features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+        features = _pooled_features(model, head, model, images)
     if not isinstance(features, Tensor) or features.ndim != 2:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ImportanceError(
@@ -47,19 +43,31 @@ def pooled_features(model: nn.Module, images: Tensor, head: HeadSpec = ASK_MODEL
     return features
 
 
+def _pooled_features(model: nn.Module, head: HeadSpec, forward: Callable[..., Any], images: Tensor) -> Any:
+    names = find_head(model, head)
+    forward_features = getattr(model, "forward_features", None)
+    forward_head = getattr(model, "forward_head", None)
+    if callable(forward_features) and callable(forward_head) and "pre_logits" in _parameters_of(forward_head):
+        return forward_head(forward_features(images), pre_logits=True)
+    if names:
+        return _input_of(model.get_submodule(names[0]), forward, images)
+    output = forward(images)
+    return output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+
+
 def _parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 
 
-def _input_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:
-    """What ``module`` is given when the model runs on ``images``."""
+def _input_of(module: nn.Module, forward: Callable[..., Any], images: Tensor) -> Tensor | None:
+    """What ``module`` is given when the model's forward runs on ``images``."""
     seen: list[Tensor] = []
 
     def see(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.append((*inputs, *named.values())[0])
 
     with module.register_forward_pre_hook(see, with_kwargs=True):
-        model(images)
+        forward(images)
     return seen[0].flatten(1) if seen else None
 
 

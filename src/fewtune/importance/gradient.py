@@ -43,6 +43,10 @@ def gradient_importance(
     two views only one is kept for the backward pass at a time, in evaluation mode and with the model's own features.
     The model is left as it was found: mode, flags, gradients, buffers and random state.
 
+    A model that FSDP has sharded (``fully_shard``, of one mesh dimension) is scored as it lies, one unit's weights and
+    gradients whole at a time: each process gives its own batches, as many as every other, keeps its rows of the sums,
+    and gets the scores whole, in ``store``.
+
     Args:
         model: on its device; batches are moved there.
         loader: yields ``(images, labels)`` or ``((view1, view2), labels)``.

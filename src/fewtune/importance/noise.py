@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewtune.errors import ImportanceError
 from fewtune.importance.passes import Progress, accumulate, left_as_found, reduce_over_processes
 from fewtune.importance.prepared import backward_of, check_count, scoring_of
-from fewtune.importance.scores import Scores
+from fewtune.importance.scores import Scores, require_whole
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 from fewtune.objectives import Objective, SupCon
 from fewtune.quantised import seen_dequantised
@@ -48,6 +48,7 @@ def snr_importance(
     """
     check_count("limit", limit)
     anatomy, weights = scoring_of(model, head, roles, exclude)
+    require_whole(weights, "snr_importance")
     batches = _Batches(weights)
     with left_as_found(model, train_mode):
         accumulate(

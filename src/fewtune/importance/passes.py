@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewtune.errors import ImportanceError
 from fewtune.importance.backward import backward_at_once
 from fewtune.objectives import Objective
+from fewtune.sharded import gathered, is_sharded, processes, rows
 
 Progress = Callable[[int, int | None], None]
 """Called as (batches done, batches in all or None)."""
@@ -45,6 +46,9 @@ def accumulate(
     In float32 (float64 for float64 weights). Each gradient is freed as soon as it is added. To be called within
     `left_as_found`: it sets which parameters have gradients, and runs the model in the mode that it is in.
 
+    Of a weight that FSDP has shared out it is this process's rows of the mean over the processes, from which
+    `reduce_over_processes` makes what it makes of a whole one.
+
     Args:
         model: on its device; batches are moved there.
         loader: yields ``(images, labels)`` or ``((view1, view2), labels)``.
@@ -62,7 +66,7 @@ def accumulate(
         ImportanceError: an empty loader, one that yields something else, or an objective that gives no scalar.
     """
     with _summing(model, weights, of, store) as sums:
-        enough = None if settled is None else partial(_asked, settled, sums)
+        enough = None if settled is None else partial(_asked, settled, _Whole(sums, weights))
         over_batches(model, loader, backward or partial(backward_at_once, objective), limit, enough, progress)
     return sums
 
@@ -97,9 +101,15 @@ def left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
 
 
 def reduce_over_processes(sums: dict[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Adds the sums of all processes of torch.distributed, so that every process selects the same."""
+    """Adds the sums of all processes of torch.distributed, so that every process selects the same.
+
+    Rows of sums are put together, and made sums of the processes, of whose gradients FSDP takes the mean.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for name, weight in weights.items():
+            if is_sharded(weight):
+                sums[name] = gathered(sums[name], weight) * processes(weight)
+                continue
             total = sums[name].to(weight.device)  # where the processes can talk; sums may be stored elsewhere
             torch.distributed.all_reduce(total)
             sums[name] = total.to(sums[name].device)
@@ -114,13 +124,13 @@ def _summing(
 ) -> Iterator[dict[str, Tensor]]:
     """Within, every backward pass adds ``of(gradient)`` of each weight to the yielded sums and frees the gradient."""
     sums = {
-        name: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32), device=store or w.device)
+        name: torch.zeros(rows(w).shape, dtype=torch.promote_types(w.dtype, torch.float32), device=store or w.device)
         for name, w in weights.items()
     }
 
     def add(name: str, weight: Tensor) -> None:
         if weight.grad is not None:
-            sums[name] += of(weight.grad.to(sums[name]))
+            sums[name] += of(rows(weight.grad).to(sums[name]))
             weight.grad = None
 
     for p in model.parameters():
@@ -134,6 +144,22 @@ def _summing(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Whole(Mapping[str, Tensor]):
+    """Sums by weight, each put together of all processes' rows when it is asked for."""
+
+    def __init__(self, sums: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        self.sums, self.weights = sums, weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        return gathered(self.sums[name], self.weights[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sums)
+
+    def __len__(self) -> int:
+        return len(self.sums)
 
 
 def _asked(settled: Settled, sums: Mapping[str, Tensor], done: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewtune.errors import ImportanceError
 from fewtune.files import read_versioned, write_versioned
 from fewtune.neurons import Anatomy, HeadSpec, Role, describe, require_tunable
+from fewtune.sharded import is_sharded, reshard
 
 FORMAT = "fewtune-scores"
 VERSION = 1
@@ -87,6 +88,15 @@ class Scores(Mapping[str, Tensor]):
         return cls({name: tensors[name] for name in names}, anatomy), metadata
 
 
+def require_whole(weights: Mapping[str, Tensor], criterion: str) -> None:
+    """ImportanceError where FSDP has shared the weights out, for a criterion that needs them whole."""
+    if any(is_sharded(weight) for weight in weights.values()):
+        raise ImportanceError(
+            f"{criterion} needs whole weights, and those of the model are distributed: score first, then shard "
+            "(fully_shard), or take gradient_importance or magnitude_importance"
+        )
+
+
 def _names(names: list[str], most: int = 5) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
@@ -100,6 +110,7 @@ def scored_weights(
     Raises:
         ImportanceError: a weight is quantised in a way that is not known.
     """
+    reshard(model)
     anatomy, named = describe(model, head, roles), dict(model.named_parameters())
     weights: dict[str, Tensor] = {name: named[name] for name in anatomy.views}
     require_tunable(weights, ImportanceError)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import ImportanceError
-from fewtune.importance.scores import Scores, scored_weights
+from fewtune.importance.scores import Scores, require_whole, scored_weights
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 from fewtune.quantised import seen_dequantised
+from fewtune.sharded import gathered, rows
 
 
 @seen_dequantised
@@ -19,7 +20,7 @@ def magnitude_importance(
 ) -> Scores:
     """The absolute value of every weight (the paper's "Magnitude"); arguments as in `gradient_importance`."""
     anatomy, weights = scored_weights(model, head, roles)
-    return Scores({name: weight.detach().abs() for name, weight in weights.items()}, anatomy)
+    return Scores({name: gathered(rows(weight.detach()).abs(), weight) for name, weight in weights.items()}, anatomy)
 
 
 @seen_dequantised
@@ -67,6 +68,7 @@ def difference_importance(
         ModelError: ``head`` names no module.
     """
     anatomy, before = scored_weights(model, head, roles)
+    require_whole(before, "difference_importance")
     if missing := [name for name in anatomy.views if name not in tuned]:
         raise ImportanceError(
             f"the tuned state has no {missing[0]} (of {len(missing)} weights that are missing); expected all weights "

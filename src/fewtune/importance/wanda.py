@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewtune.importance.columns import ColumnSums
 from fewtune.importance.passes import Progress, left_as_found, over_batches, reduce_over_processes
 from fewtune.importance.prepared import check_count, scoring_of
-from fewtune.importance.scores import Scores
+from fewtune.importance.scores import Scores, require_whole
 from fewtune.neurons import ASK_MODEL, HeadSpec, Role
 from fewtune.quantised import seen_dequantised
 
@@ -46,6 +46,7 @@ def wanda_importance(
     """
     check_count("limit", limit)
     anatomy, weights = scoring_of(model, head, roles, exclude)
+    require_whole(weights, "wanda_importance")
     columns = ColumnSums(weights, anatomy.views, gradients=False)
     with left_as_found(model, False), torch.no_grad(), columns:
         over_batches(model, loader, _forward, limit, None, progress)

@@ -89,11 +89,6 @@ def _batched(grad: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
-def sharded(values: Tensor) -> bool:
-    """Whether this is one process's part of distributed values (a DTensor)."""
-    return hasattr(values, "to_local")
-
-
 class SelectedWeight(torch.autograd.Function):
     """The frozen weight, with a gradient that keeps the selected entries: for any use of a weight."""
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fewtune.errors import TuningError
+from fewtune.sharded import is_sharded
 from fewtune.tuning.forwards import fast_forward
-from fewtune.tuning.functions import recorded, sharded
+from fewtune.tuning.functions import recorded
 from fewtune.tuning.tensors import SELECTED, TunedTensor, write_shard
 
 
@@ -128,7 +129,7 @@ class Tuned(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         state = self.__dict__.get("_fewtune")
-        if state is not None and name in state.tuned and isinstance(value, Tensor) and not sharded(value):
+        if state is not None and name in state.tuned and isinstance(value, Tensor) and not is_sharded(value):
             if is_traceable_wrapper_subclass(value):
                 raise TuningError(
                     f"{state.base.__name__}.{name} was replaced by {type(value).__name__} while a selection is "
@@ -189,7 +190,7 @@ def _trained_property(attribute: str) -> property:
     def get(self: Any) -> Tensor:
         tensor = self._fewtune.tuned[attribute]
         values = self._parameters[attribute + tensor.suffix]
-        if sharded(values):
+        if is_sharded(values):
             return self._parameters[attribute]  # FSDP asks for its parameter; it computes with whole ones
         if not torch.compiler.is_compiling() and sys._getframe(1).f_code is _GET_PARAMETER:
             return self._fewtune_frozen(attribute)  # asked for is the registered parameter, as by tie_weights
@@ -293,7 +294,7 @@ def write_values(module: nn.Module, *, changed: bool = False) -> None:
             values, frozen = module._parameters[attribute + tensor.suffix], module._parameters[attribute]
             assert values is not None
             assert frozen is not None
-            if changed or frozen.is_meta or sharded(values) or not tensor.holds(values, frozen):
+            if changed or frozen.is_meta or is_sharded(values) or not tensor.holds(values, frozen):
                 _write(module, attribute)
             else:  # written through another owner, as tied weights are; a second write in a forward pass is an error
                 module._fewtune.written[attribute] = Written.of(values)
@@ -303,7 +304,7 @@ def write_values(module: nn.Module, *, changed: bool = False) -> None:
 def _write(module: Any, attribute: str) -> None:
     tensor = module._fewtune.tuned[attribute]
     values, frozen = module._parameters[attribute + tensor.suffix], module._parameters[attribute]
-    if sharded(values):
+    if is_sharded(values):
         write_shard(tensor, values, frozen)
     else:
         tensor.write(values.detach(), frozen.detach())

@@ -12,9 +12,9 @@ from fewtune.delta import Delta, frozen_buffers, take
 from fewtune.errors import TuningError
 from fewtune.quantised import Overlaid, dequantised_state
 from fewtune.selection import Selection
+from fewtune.sharded import is_sharded
 from fewtune.tuning import layers
 from fewtune.tuning.frozen_sample import Sample
-from fewtune.tuning.functions import sharded
 from fewtune.tuning.groups import ParamGroup, param_groups
 from fewtune.tuning.layers import Tuned, write_values
 from fewtune.tuning.parts import Parts
@@ -196,7 +196,7 @@ class Tuner:
             TuningError: FSDP has sharded the model, or it lost a module.
         """
         self._must_be_attached()
-        if any(sharded(trained.tensor) for trained in self._trained.values()):
+        if any(is_sharded(trained.tensor) for trained in self._trained.values()):
             raise TuningError(
                 "a model that FSDP has sharded cannot be detached: take tuner.plain_state_dict() or tuner.delta(), "
                 "and load it into a plain model"
