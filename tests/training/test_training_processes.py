@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fewtune.tasks import fit
+from fewtune.training.tuners import Share
+from fewtune.training.work import Work
 from runs import arguments, coloured_folder, fewtune, tiny_recipe
 
 TIMEOUT = 240
@@ -98,6 +101,24 @@ def test_two_processes_train_what_one_trains(images: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_two_processes_share_the_importance_pass(images: Path, tmp_path: Path) -> None:
-    done = fewtune("fit", *arguments(images, epochs=1, devices=2, strategy="ddp"), "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert sum(t.numel() for t in load_file(tmp_path / "run" / "selection.safetensors").values()) == 3136
+    """By either strategy they choose the same: of two processes a mean, times two, is the sum to the bit."""
+    chosen = []
+    for strategy in ("ddp", "fsdp2"):
+        out = tmp_path / strategy
+        done = fewtune("fit", *arguments(images, epochs=1, devices=2, strategy=strategy), "--out", out)
+        assert done.returncode == 0, done.stderr
+        chosen.append(load_file(out / "selection.safetensors"))
+    assert sum(t.numel() for t in chosen[0].values()) == 3136
+    assert chosen[0].keys() == chosen[1].keys()
+    assert all(torch.equal(tensor, chosen[1][name]) for name, tensor in chosen[0].items())
+
+
+def test_where_weights_are_shared_out_a_copy_is_scored() -> None:
+    """The model itself stays whole: what is selected is attached to it, before the strategy shards it in turn."""
+    model, shared = torch.nn.Linear(2, 3), []
+    work = cast("Work", SimpleNamespace(backbone=SimpleNamespace(model=model)))
+    assert Share(work, torch.device("cpu")).scored_model() is model
+    scored = Share(work, torch.device("cpu"), 2, 0, shared.append).scored_model()
+    assert shared == [scored]
+    assert scored is not model
+    assert torch.equal(scored.weight, model.weight)  # type: ignore[arg-type]

@@ -129,6 +129,10 @@ class NoiseRun:
         """The untouched model once more."""
         return self.setting.backbone().model
 
+    def scored_model(self) -> nn.Module:
+        """The plain model, where the batch lies."""
+        return self.model.to(self.device)
+
     def scored_batches(self) -> Iterable[Batch]:
         """The one batch."""
         return [self.batch]

@@ -45,7 +45,7 @@ def gradient_importance(
 
     A model that FSDP has sharded (``fully_shard``, of one mesh dimension) is scored as it lies, one unit's weights and
     gradients whole at a time: each process gives its own batches, as many as every other, keeps its rows of the sums,
-    and gets the scores whole, in ``store``.
+    and gets the scores whole, in main memory.
 
     Args:
         model: on its device; batches are moved there.

@@ -103,12 +103,12 @@ def left_as_found(model: nn.Module, train_mode: bool) -> Iterator[None]:
 def reduce_over_processes(sums: dict[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Adds the sums of all processes of torch.distributed, so that every process selects the same.
 
-    Rows of sums are put together, and made sums of the processes, of whose gradients FSDP takes the mean.
+    Rows of sums are put together in main memory, and made sums over the processes: FSDP takes means of gradients.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for name, weight in weights.items():
             if is_sharded(weight):
-                sums[name] = gathered(sums[name], weight) * processes(weight)
+                sums[name] = gathered(sums[name], weight).cpu() * processes(weight)
                 continue
             total = sums[name].to(weight.device)  # where the processes can talk; sums may be stored elsewhere
             torch.distributed.all_reduce(total)

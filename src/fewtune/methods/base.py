@@ -155,6 +155,9 @@ class Run(Protocol):
     def fresh_model(self) -> nn.Module:
         """The untouched model once more."""
 
+    def scored_model(self) -> nn.Module:
+        """The model on its device for `fewtune.gradient_importance`; its weights may be shared out among processes."""
+
     def scored_batches(self) -> Iterable[Views]:
         """All training images once, as importance looks at them (two views each where the objective contrasts)."""
 

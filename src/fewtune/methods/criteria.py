@@ -34,7 +34,7 @@ TASK_FILE = "delta.safetensors"
 
 def gradient(run: Run) -> Scores:
     """The modulus of the summed gradient of the run's objective over its training images (Eq. 1)."""
-    model, exclude = run.model.to(run.device), run.settings(Excluding).exclude
+    model, exclude = run.scored_model(), run.settings(Excluding).exclude
     settle = run.settings(CriterionSettings).settle
     return gradient_importance(model, run.scored_batches(), run.objective, run.head, exclude=exclude, settle=settle)
 

@@ -37,10 +37,13 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, model: nn.Module) -> None:
-        """Shard a model in place, once its tuner is attached: FSDP shards values beside the rows of their weight."""
+        """Shard a model in place, one block on its device at a time.
+
+        A tuner is attached before, since FSDP shards values beside the rows of their weight.
+        """
         mesh = self.device_mesh["data_parallel"]
-        model.to(self.root_device)
         for module in (*(block.module for block in known_blocks(model)), model):
+            module.to(self.root_device)
             fully_shard(module, mesh=mesh, reshard_after_forward=True)  # of the outermost too: values are read then
 
     # -- checkpoints: by the module and the optimisers themselves, as in one process

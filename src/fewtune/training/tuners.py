@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from fewtune.progress import shown
 from fewtune.selection import Selection
 from fewtune.training.loaders import image_loader, pick_device
 from fewtune.training.run_folder import RunFolder
+from fewtune.training.sharding import FullySharded
 
 if TYPE_CHECKING:
     from fewtune.training.learner import Learner
@@ -29,12 +31,16 @@ log = logging.getLogger("fewtune")
 
 @dataclass(frozen=True)
 class Share:
-    """A run as its method sees it (`fewtune.methods.base.Run`): of several processes, one's share of the images."""
+    """A run as its method sees it (`fewtune.methods.base.Run`): of several processes, one's share of the images.
+
+    shard: shares a model's weights out among the processes, where the strategy does.
+    """
 
     work: Work
     device: torch.device
     world: int = 1
     rank: int = 0
+    shard: Callable[[nn.Module], None] | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -76,6 +82,14 @@ class Share:
         """The untouched model once more."""
         return self.work.fresh_model()
 
+    def scored_model(self) -> nn.Module:
+        """The model on its device, or a copy of which each process holds its rows there."""
+        if self.shard is None:
+            return self.model.to(self.device)
+        model = deepcopy(self.model)
+        self.shard(model)
+        return model
+
     def scored_batches(self) -> Iterable[Batch]:
         """All training images once, as importance looks at them."""
         return self._batches(self.work.scored, "importance", shuffle=True)
@@ -108,7 +122,8 @@ def make_tuner(work: Work, folder: RunFolder, learner: Learner) -> Tuner:
     together, each in its share; the main one saves it, and all, like resumed runs, read it.
     """
     method, strategy = method_of(work), learner.trainer.strategy
-    run = Share(work, strategy.root_device, learner.trainer.world_size, learner.trainer.global_rank)
+    shard = strategy.shard if isinstance(strategy, FullySharded) else None
+    run = Share(work, strategy.root_device, learner.trainer.world_size, learner.trainer.global_rank, shard)
     ready: Prepared | None = None
     if method.prepare is not None:
         assert method.load is not None
