@@ -176,6 +176,16 @@ def attached_late() -> str:
     return error_of(lambda: attach(model, selection))
 
 
+def attached_after_a_forward() -> str:
+    """FSDP keeps what the outermost unit gathered for it, so that its parameters look whole."""
+    model = small_vit()
+    selection = choose(model)
+    fully_shard(model)
+    with torch.no_grad():
+        model(batch(dtype=torch.float32)[0])
+    return error_of(lambda: attach(model, selection))
+
+
 def resumed() -> dict[str, Any]:
     """The compact state goes from one sharded model into another."""
     model, other = small_vit().double(), small_vit().double()
@@ -198,6 +208,7 @@ SCENARIOS = {kind: Trained(kind) for kind in CASES} | {
     "transposed": transposed,
     "detached": detached,
     "attached late": attached_late,
+    "attached after a forward": attached_after_a_forward,
 }
 
 
@@ -275,6 +286,7 @@ ERRORS = {
     "transposed": "the same number of connections in every neuron",
     "detached": r"cannot be detached: take tuner.plain_state_dict\(\)",
     "attached late": "attach first, then shard",
+    "attached after a forward": "attach first, then shard",
 }
 
 

@@ -12,7 +12,7 @@ from fewtune.errors import TuningError, nearest
 from fewtune.neurons import has_running_statistics, owners, require_float, require_tunable
 from fewtune.quantised import Overlaid, logical_shape
 from fewtune.selection import Selection
-from fewtune.sharded import is_sharded
+from fewtune.sharded import is_sharded, is_unit
 from fewtune.tuning import layers, stepping, trained
 from fewtune.tuning.frozen_sample import Sample
 from fewtune.tuning.layers import Tuned
@@ -90,7 +90,7 @@ def _check(model: nn.Module, selection: Selection) -> None:
         )
     if any(isinstance(module, Tuned) for module in model.modules()):
         raise TuningError("a selection is attached to this model already; detach it first")
-    if any(is_sharded(p) for p in model.parameters()):
+    if any(is_unit(m) for m in model.modules()) or any(is_sharded(p) for p in model.parameters()):
         raise TuningError("the model's parameters are distributed already; attach first, then shard (fully_shard)")
     shapes = {name: logical_shape(p) for name, p in model.named_parameters()}
     for name, shape in selection.anatomy.shapes.items():
