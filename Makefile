@@ -17,7 +17,7 @@ install: $(VENV)/.installed  ## a virtual environment with fewtune, all extras a
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[all,docs,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,int8,docs,dev]'
 	touch $@
 
 test: install  ## all tests, on the CPU

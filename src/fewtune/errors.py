@@ -5,6 +5,7 @@ Every message says what was got, what was expected and what to do; the command l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -46,10 +47,17 @@ class ExportError(FewtuneError):
 
 
 class MissingExtra(FewtuneError):
-    """An optional library is needed; the message names the extra that installs it."""
+    """An optional library is needed; the message names the extra that installs it.
+
+    Raised while an ImportError is handled that is no lack of a module, it says that the library is there and broken:
+    as a rule its version and that of another do not fit.
+    """
 
     def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed, and this needs it: pip install 'fewtune[{extra}]'")
+        cause, text = sys.exc_info()[1], f"{library} is not installed, and this needs it: pip install"
+        if isinstance(cause, ImportError) and not isinstance(cause, ModuleNotFoundError):
+            text = f"{library} cannot be imported ({one_line(cause)}); versions that fit: pip install --upgrade"
+        super().__init__(f"{text} 'fewtune[{extra}]'")
 
 
 Progress = Callable[[str], None]

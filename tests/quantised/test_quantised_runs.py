@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 import fewtune
 from banks import BACKBONES, applied_alone, images
 from fewtune.classification.checkpoints import apply_to_checkpoint, revert_checkpoint
-from fewtune.errors import ConfigError, TuningError
+from fewtune.errors import ConfigError, MissingExtra, TuningError
 from fewtune.files import save_state
 from fewtune.models import load_backbone
 from fewtune.models.checkpoint import read_state
@@ -130,3 +132,17 @@ def test_bank_of_tasks_on_one_quantised_backbone() -> None:
     exact = bank.logits(batch, "a", exact=True)
     assert torch.equal(torch.stack(exact), applied_alone(model, deltas["a"], batch))
     assert all(model.get_parameter(name) is weight for name, weight in stored.items())
+
+
+def test_a_library_that_is_there_and_broken_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchao 0.18 is with torch 2.9, and with it everything that imports it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchao"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("from torch.nn.functional import no_such_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = "torchao cannot be imported (cannot import name 'no_such_name'"
+    with pytest.raises(MissingExtra, match=re.escape(expected) + r".*--upgrade 'fewtune\[int8\]'"):
+        quantise(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "int8")
