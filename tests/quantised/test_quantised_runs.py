@@ -97,6 +97,7 @@ def test_what_does_not(folder: Path, tmp_path: Path) -> None:
 def test_segmenter(tmp_path: Path) -> None:
     from fewtune.segmentation.models import load_segmenter, segmenter_from_description
 
+    pytest.importorskip("torchao", reason="torchao is not installed")
     options = {"pretrained": False, "image_size": 32, "quantise": "int8"}
     segmenter = load_segmenter("timm:test_vit", **options)
     again = segmenter_from_description(segmenter.describe())

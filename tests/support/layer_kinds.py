@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -259,3 +260,6 @@ KINDS: dict[str, LayerKind] = {
     "tied": LayerKind(Tied, 5, (5,)),
     "block with layer scale": LayerKind(Branch, 6, (3, 6), True),
 }
+
+if find_spec("torchao") is None:  # it asks for a newer torch than fewtune does
+    KINDS = {name: kind for name, kind in KINDS.items() if not kind.quantised}
