@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from fewtune.bench.grid import Grid
 from fewtune.config import Recipe
-from fewtune.methods import METHODS
+from fewtune.methods import CRITERIA, METHODS
+from fewtune.methods.criteria import OF_IMAGES
 from fewtune.training.run_folder import RunFolder
 
 Kind = Literal["choose", "train"]
@@ -24,8 +25,6 @@ SCORED_BY = (
 """The settings on which the scores of a gradient importance depend (dropout is off while they are taken)."""
 LATER = ("exclude", "reach", "settle", "head_init", "quantise")
 """Settings on which scores depend too; named only where given, so that files of older grids are found."""
-BY_IMAGES = ("gradient", "correlation", "snr", "wanda")
-"""The criteria that look at the training images; magnitudes and random scores cost nothing, so none are kept."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,9 @@ def _choice_name(choice: dict[str, Any]) -> str:
 
 def scores_file(recipe: Recipe, task: Path) -> Path | None:
     """Where the scores of a recipe lie, shared by all runs of a task that need the same; None where none are kept."""
-    if METHODS[recipe.method].score is None or recipe.importance not in BY_IMAGES or recipe.selection is not None:
+    if METHODS[recipe.method].score is None or recipe.selection is not None:
+        return None
+    if CRITERIA[recipe.importance] not in OF_IMAGES:
         return None
     given = {key: value for key in LATER if (value := getattr(recipe, key)) != Recipe.model_fields[key].default}
     if recipe.objective == "supcon":

@@ -88,6 +88,10 @@ CRITERIA: Table[Criterion] = Table(
 )
 
 
+OF_IMAGES: frozenset[Criterion] = frozenset({gradient, correlation, snr, wanda})
+"""Those that look at the training images: a grid keeps their scores. Magnitudes and random numbers cost nothing."""
+
+
 class CriterionSettings(Settings):
     """Which criterion, and what it needs."""
 
