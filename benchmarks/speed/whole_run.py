@@ -4,8 +4,8 @@
     python benchmarks/speed/whole_run.py IMAGES --epochs 2 lr=3e-3    # shorter, or with other settings for all
 
 Seconds are of the wall, the start of Python included; memory is the process's peak; accuracy is of the test images,
-read once, with Wilson's interval. Learning rates are those of `METHODS` here; what `bench` would choose is in
-docs/evidence.md. "kept" computes what lies below the reach anew: the cache that it fills is thrown away. Nothing is
+read once, with Wilson's interval. Learning rates are those of `RATES` here, about what the grids of docs/evidence.md
+chose. "kept" computes what lies below the reach anew: the cache that it fills is thrown away. Nothing is
 recorded; a Markdown table is printed.
 """
 
@@ -23,19 +23,37 @@ from typing import Any
 
 from fewtune.assets import cache_folder
 
-METHODS: dict[str, list[str]] = {
-    "full": ["method=full", "lr=1e-4"],
-    "LoRA r=16": ["method=lora", "lr=1e-3"],
-    "bias": ["method=bias", "lr=1e-3"],
-    "GPS K=1": ["method=gps", "lr=1e-3"],
-    "GPS K=1, settled": ["method=gps", "lr=1e-3", "settle=0.55"],
-    "GPS K=1, reach 6": ["method=gps", "lr=1e-3", "reach=6"],
-    "GPS K=1, reach 6, kept": ["method=gps", "lr=1e-3", "reach=6", "keep_prefix=float32", "settle=0.55"],
-    "GPS K=1, reach 3, kept": ["method=gps", "lr=1e-3", "reach=3", "keep_prefix=float32", "settle=0.55"],
+RATES = {
+    "demo:vit-small": {"full": 1e-4, "LoRA r=16": 1e-3, "bias": 1e-3, "GPS": 1e-3},
+    "demo:efficientnet-lite0": {
+        "full": 1e-3,
+        "LoRA r=16": 3e-3,
+        "bias": 3e-3,
+        "GPS": 1e-3,
+    },  # EuroSAT of docs/evidence.md
 }
+REACHES = {"demo:vit-small": (6, 3), "demo:efficientnet-lite0": (4, 2)}
+"""About a half and a quarter: blocks of twelve, stages of seven."""
 
 
-def run(name: str, common: list[str], model: str, data: Path, folder: Path) -> dict[str, Any]:
+def methods(model: str) -> dict[str, list[str]]:
+    """The settings of each method, by its title."""
+    rates, (half, quarter) = RATES[model], REACHES[model]
+    kept = ["keep_prefix=float32", "settle=0.55"]
+    gps = ["method=gps", f"lr={rates['GPS']}"]
+    return {
+        "full": ["method=full", f"lr={rates['full']}"],
+        "LoRA r=16": ["method=lora", f"lr={rates['LoRA r=16']}"],
+        "bias": ["method=bias", f"lr={rates['bias']}"],
+        "GPS K=1": gps,
+        "GPS K=1, settled": [*gps, "settle=0.55"],
+        f"GPS K=1, reach {half}": [*gps, f"reach={half}"],
+        f"GPS K=1, reach {half}, kept": [*gps, f"reach={half}", *kept],
+        f"GPS K=1, reach {quarter}, kept": [*gps, f"reach={quarter}", *kept],
+    }
+
+
+def run(name: str, settings: list[str], model: str, data: Path, folder: Path) -> dict[str, Any]:
     """Seconds, peak memory and accuracy of one method, and seconds of its parts."""
     out = folder / name.replace(" ", "-").replace(",", "")
     cache = folder / f"{out.name}-cache"
@@ -58,7 +76,7 @@ def run(name: str, common: list[str], model: str, data: Path, folder: Path) -> d
     ]
     started = time.perf_counter()
     done = subprocess.run(
-        [*command, *METHODS[name], *common],
+        [*command, *settings],
         capture_output=True,
         text=True,
         env={**os.environ, "FEWTUNE_CACHE": str(cache)},
@@ -73,11 +91,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("settings", nargs="*", help="key=value, for all methods")
-    parser.add_argument("--model", default="demo:vit-small")
+    parser.add_argument("--model", default="demo:vit-small", choices=list(RATES))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--image-size", type=int, default=98)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", help="some of them, by their titles in the table")
     arguments = parser.parse_intermixed_args()
+    arms = methods(arguments.model)
+    if unknown := set(arguments.methods or ()) - set(arms):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; expected some of {', '.join(arms)}")
     common = [f"epochs={arguments.epochs}", f"image_size={arguments.image_size}", "cache=true", "report=false"]
     common += ["accelerator=cpu", *arguments.settings]
     print(f"{arguments.model}, {arguments.image_size} px, {arguments.epochs} epochs, {os.cpu_count()} cores\n")
@@ -85,8 +106,8 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     full = None
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.methods:
-            measured = run(name, common, arguments.model, arguments.data, Path(folder))
+        for name in arguments.methods or arms:
+            measured = run(name, [*arms[name], *common], arguments.model, arguments.data, Path(folder))
             full = measured["seconds"] if name == "full" else full
             share = f"{measured['seconds'] / full:.2f}" if full else ""
             accuracy = {key: 100 * measured["test"]["accuracy"][key] for key in ("value", "low", "high")}
