@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,14 @@ def test_page(
     monkeypatch.setenv("FEWTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for block in blocks(page):
-        if block.reason is None:
+        if block.reason is None and installed(block):
             run_block(block, space)
     capsys.readouterr()
+
+
+def installed(block: Block) -> bool:
+    """Whether the libraries of a block are here: torchao asks for a newer torch than fewtune does."""
+    return find_spec("torchao") is not None or re.search("torchao|int8", block.text) is None
 
 
 def run_block(block: Block, space: dict[str, Any]) -> None:
