@@ -22,8 +22,8 @@ from fewtune.methods.full import Full
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
 from fewtune.models import load_backbone
 from fewtune.training.ema import Average
-from fewtune.training.learner import learning_rate
 from fewtune.training.loaders import image_loader
+from fewtune.training.schedule import learning_rate
 from runs import coloured_folder
 
 

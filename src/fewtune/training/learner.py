@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from fewtune.training.ema import Average
 from fewtune.training.images import Images, Labelled, Sample
 from fewtune.training.kept import KeptPrefix
 from fewtune.training.loaders import SeededImages, keyed_loader, seed_all
+from fewtune.training.schedule import optimizer_of, schedule
 from fewtune.training.sharding import Checkpointed, FullySharded, shared_out, whole
-from fewtune.tuning.groups import ParamGroup
 
 SHOWN_FILES = 8
 BEFORE = -1
@@ -168,19 +167,14 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser over the tuner's groups, and a learning rate for every step."""
-        recipe = self.recipe
-        groups = self.tuner.param_groups(lr=recipe.lr, head_lr=recipe.head_lr)
-        optimizer = _optimizer(recipe, groups)
-        steps = int(self.trainer.estimated_stepping_batches) * recipe.epochs // (recipe.stop_after or recipe.epochs)
-        warmup = steps * recipe.warmup // recipe.epochs
-
-        def factor(peak: float) -> Callable[[int], float]:
-            ends = {"start": recipe.warmup_lr, "end": recipe.min_lr}
-            return lambda step: learning_rate(step, peak=peak, steps=steps, warmup=warmup, **ends) / peak
-
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(peak) for peak in peaks])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        groups = self.tuner.param_groups(lr=self.recipe.lr, head_lr=self.recipe.head_lr)
+        epochs = self.recipe.stop_after or self.recipe.epochs
+        steps = int(self.trainer.estimated_stepping_batches) * self.recipe.epochs // epochs
+        optimizer = optimizer_of(self.recipe, groups)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule(self.recipe, optimizer, steps), "interval": "step"},
+        }
 
     # -- training
 
@@ -316,26 +310,3 @@ def kept_state(state: State) -> dict[str, dict[str, Tensor]]:
         group: {name: whole(tensor.detach()).cpu().clone() for name, tensor in tensors.items()}
         for group, tensors in state.items()
     }
-
-
-def _optimizer(recipe: Recipe, groups: list[ParamGroup]) -> torch.optim.Optimizer:
-    match recipe.optimizer:
-        case "adam":
-            return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-
-
-def learning_rate(step: int, *, peak: float, steps: int, warmup: int, start: float = 1e-7, end: float = 1e-8) -> float:
-    """Learning rate of `step` (from 0) out of `steps`.
-
-    Linear from `start` at step 0 to `peak` at step `warmup`, then peak * cosine down to `end` at the last step
-    (Loshchilov and Hutter 2017). A `peak` below `start` or `end` is kept as it is.
-    """
-    start, end = min(start, peak), min(end, peak)
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    return end + (peak - end) * (1 + math.cos(math.pi * done)) / 2
