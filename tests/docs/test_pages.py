@@ -163,7 +163,7 @@ def test_page(
 
 def installed(block: Block) -> bool:
     """Whether the libraries of a block are here: torchao asks for a newer torch than fewtune does."""
-    return find_spec("torchao") is not None or re.search("torchao|int8", block.text) is None
+    return find_spec("torchao") is not None or re.search("torchao|quantise=int8", block.text) is None
 
 
 def run_block(block: Block, space: dict[str, Any]) -> None:

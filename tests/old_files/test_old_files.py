@@ -71,7 +71,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def assert_alike(now: Any, then: Any) -> None:
-    """The same structure and words; numbers to the bit on the same machine, else within a few images of a small set."""
+    """The same structure and words; numbers to the bit on the same machine, else within one image of five."""
     if isinstance(then, dict):
         assert then.keys() <= now.keys()
         for key in then.keys() - (CHANGED if SAME_MACHINE else CHANGED | OF_CLASSES):
@@ -81,7 +81,7 @@ def assert_alike(now: Any, then: Any) -> None:
         for a, b in zip(now, then, strict=True):
             assert_alike(a, b)
     elif isinstance(then, float) and not SAME_MACHINE:
-        assert now == pytest.approx(then, abs=0.05)
+        assert now == pytest.approx(then, abs=0.21)
     else:
         assert now == then
 
