@@ -24,6 +24,7 @@ from fewtune.bench.grid import grid_from
 from fewtune.bench.job import _scores
 from fewtune.config import read_recipe
 from fewtune.methods.gps import choose
+from fewtune.models.backbone import seeded
 from fewtune.tasks import fit, predict, prepare
 from masks import mask_folder
 from runs import coloured_folder
@@ -46,10 +47,11 @@ GRID: dict[str, Any] = {
     "seeds": [0],
     "workers": 1,
 }  # fmt: skip
+with seeded(0):
+    SAME_DRAWS = bool(torch.nn.init.trunc_normal_(torch.empty(5), std=0.02)[0] > 0.03)
+"""Whether torch draws fresh heads as when the files were written; 2.9 draws others, which gives a grid other numbers."""
 CHANGED = {"low", "high"}
 """Left out of the comparison: the interval of accuracy is Wilson's since."""
-OF_CLASSES = {"precision", "recall", "confusion"}
-"""Compared on the same machine only: short runs name one class for all images, and rounding decides which."""
 
 
 def steadied(dtype: torch.dtype) -> Small:
@@ -71,17 +73,17 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def assert_alike(now: Any, then: Any) -> None:
-    """The same structure and words; numbers to the bit on the same machine, else within one image of five."""
+    """The same structure and words; numbers to the bit on the same machine, else within a few images of a small set."""
     if isinstance(then, dict):
         assert then.keys() <= now.keys()
-        for key in then.keys() - (CHANGED if SAME_MACHINE else CHANGED | OF_CLASSES):
+        for key in then.keys() - CHANGED:
             assert_alike(now[key], then[key])
     elif isinstance(then, list):
         assert len(now) == len(then)
         for a, b in zip(now, then, strict=True):
             assert_alike(a, b)
     elif isinstance(then, float) and not SAME_MACHINE:
-        assert now == pytest.approx(then, abs=0.21)
+        assert now == pytest.approx(then, abs=0.05)
     else:
         assert now == then
 
@@ -164,6 +166,8 @@ def test_stored_scores(there: Path) -> None:
 def test_a_small_grid_gives_the_numbers_that_it_gave(there: Path) -> None:
     progress = run_grid(grid_from(GRID), there / "grid")
     assert not progress.failed
+    if not SAME_DRAWS:
+        pytest.skip(f"torch {torch.__version__} draws other fresh heads than the torch of these files")
     tests = {
         name: json.loads((there / "grid" / name / "metrics.json").read_text())["test"] for name in EXPECTED["grid"]
     }
