@@ -49,7 +49,7 @@ GRID: dict[str, Any] = {
 }  # fmt: skip
 with seeded(0):
     SAME_DRAWS = bool(torch.nn.init.trunc_normal_(torch.empty(5), std=0.02)[0] > 0.03)
-"""Whether torch draws fresh heads as when the files were written; 2.9 draws others, which gives a grid other numbers."""
+"""Whether torch draws fresh heads as when the files were written; with those of 2.9 a grid has other numbers."""
 CHANGED = {"low", "high"}
 """Left out of the comparison: the interval of accuracy is Wilson's since."""
 
