@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewtune.allocator import keep_freed_memory, share_freed_memory
 from fewtune.errors import ConfigError, MissingExtra, Progress, one_line
 from fewtune.serving.limits import Limits
 from fewtune.serving.opening import open_bank
@@ -109,6 +110,8 @@ def _application(
     def make() -> Any:
         from fewtune.serving.http import create_app
 
+        keep_freed_memory()
+        share_freed_memory()
         opened = open_bank(folder, backbone, device=pick_device(accelerator))
         return create_app(opened, limits, token)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewtune.allocator import keep_freed_memory
+from fewtune.allocator import keep_freed_memory, share_freed_memory
 from fewtune.errors import MissingExtra, Progress
 from fewtune.serving.limits import Limits
 from fewtune.serving.opening import open_bank
@@ -39,6 +39,7 @@ def serve(
         raise MissingExtra(error.name or "uvicorn", "serve") from None
     limits = limits or Limits()
     keep_freed_memory()
+    share_freed_memory()
     opened = open_bank(tasks, backbone, device=pick_device(accelerator), progress=progress)
     if progress is not None:
         progress(f"{len(opened.bank.tasks())} tasks at http://{host}:{port} (Ctrl-C ends)")
