@@ -1,4 +1,4 @@
-"""docs/benchmarks/sharing.md: what sharing connections between tasks costs or gains, from the runs of sharing.sh.
+"""Records the finished runs of sharing.sh in results/sharing.jsonl, and makes docs/benchmarks/sharing.md of them.
 
 python benchmarks/studies/sharing.py [RUNS]
 """
@@ -10,30 +10,50 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
+from fewtune.files import write_text
 from fewtune.sharing import read_tasks
 
 STUDY = Path(__file__).with_name("sharing.yaml")
+RECORD = Path(__file__).parent / "results/sharing.jsonl"
 PAGE = Path(__file__).parents[2] / "docs/benchmarks/sharing.md"
 LATER = "caltech"
 
 
-def main(runs: Path) -> None:
+def record(runs: Path) -> list[dict[str, Any]]:
+    """What is recorded, and the runs below `runs` that are finished: test accuracy by task."""
+    lines = RECORD.read_text(encoding="utf-8").splitlines() if RECORD.exists() else []
+    known = {line["run"]: line for line in map(json.loads, lines)}
+    for results in runs.glob("share-*-seed-*/results.json"):
+        tasks = json.loads(results.read_text())["tasks"]
+        if LATER in tasks:
+            asked = read_tasks(results.with_name("tasks.yaml"))
+            share, seed = asked.share, asked.settings.get("seed", 0)
+            known[results.parent.name] = {"run": results.parent.name, "share": share, "seed": seed, "tasks": tasks}
+    ordered = [known[run] for run in sorted(known)]
+    write_text(RECORD, "".join(f"{json.dumps(line)}\n" for line in ordered))
+    return ordered
+
+
+def table(recorded: list[dict[str, Any]]) -> list[str]:
+    """A line for each share."""
     tasks = list(read_tasks(STUDY).names)
-    measured: dict[float, list[dict[str, float]]] = {}
-    for folder in sorted(runs.glob("share-*-seed-*")):
-        share = read_tasks(folder / "tasks.yaml").share
-        measured.setdefault(share, []).append(json.loads((folder / "results.json").read_text())["tasks"])
-    head = ["share", "seeds", *tasks, "mean of the four", "worst of the four", f"{LATER}, added later"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for share, seeds in sorted(measured.items()):
-        four = [[values[task] for task in tasks] for values in seeds]
-        columns = [*zip(*four, strict=True), [mean(row) for row in four], [min(row) for row in four]]
-        columns.append([values[LATER] for values in seeds if LATER in values])
-        cells = [f"{100 * share:.0f} %", str(len(seeds)), *(_cell(column) for column in columns)]
+    head = ["share", "seeds", *tasks, "mean of the four", "that minus 0 %, seed by seed", "worst of the four"]
+    lines = [f"| {' | '.join([*head, f'{LATER}, added later'])} |", "|---" * (len(head) + 1) + "|"]
+    means = {line["run"]: mean(line["tasks"][task] for task in tasks) for line in recorded}
+    alone = [line for line in recorded if not line["share"]]
+    for share in sorted({line["share"] for line in recorded}):
+        seeds = [line for line in recorded if line["share"] == share]
+        pairs = [(line, other) for line in seeds for other in alone if share and line["seed"] == other["seed"]]
+        apart = [means[line["run"]] - means[other["run"]] for line, other in pairs]
+        columns = [[line["tasks"][task] for line in seeds] for task in tasks]
+        columns += [[means[line["run"]] for line in seeds], apart]
+        columns += [[min(line["tasks"][task] for task in tasks) for line in seeds]]
+        columns += [[line["tasks"][LATER] for line in seeds]]
+        cells = [f"{100 * share:.0f} %", str(len(seeds)), *map(_cell, columns)]
         lines.append(f"| {' | '.join(cells)} |")
-    PAGE.write_text(TEXT + "\n".join(lines) + "\n", encoding="utf-8")
-    print(PAGE)
+    return lines
 
 
 def _cell(shares: Iterable[float]) -> str:
@@ -50,9 +70,17 @@ the four tasks together; 0 % is independent GPS, 100 % one backbone for all task
 column is a task that the shared part was not trained on: its own connections are as many as those of each other
 task.
 
-Made by `sh benchmarks/studies/sharing.sh` and `python benchmarks/studies/sharing.py`.
-
+Made by `sh benchmarks/studies/sharing.sh` and `python benchmarks/studies/sharing.py`. {left}
 """
+
+
+def main(runs: Path) -> None:
+    recorded = record(runs)
+    left = 15 - len(recorded)
+    said = f"Measured are {len(recorded)} of its 15 runs; the others follow.\n" if left else "\n"
+    PAGE.write_text(TEXT.format(left=said) + "\n" + "\n".join(table(recorded)) + "\n", encoding="utf-8")
+    print(PAGE)
+
 
 if __name__ == "__main__":
     main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/sharing"))
