@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fewtune.bench.tables import Table, markdown
 from fewtune.files import write_text
 from fewtune.sharing import read_tasks
 
@@ -36,24 +37,22 @@ def record(runs: Path) -> list[dict[str, Any]]:
     return ordered
 
 
-def table(recorded: list[dict[str, Any]]) -> list[str]:
-    """A line for each share."""
+def table(recorded: list[dict[str, Any]]) -> Table:
+    """A row for each share."""
     tasks = list(read_tasks(STUDY).names)
-    head = ["share", "seeds", *tasks, "mean of the four", "that minus 0 %, seed by seed", "worst of the four"]
-    lines = [f"| {' | '.join([*head, f'{LATER}, added later'])} |", "|---" * (len(head) + 1) + "|"]
+    columns = ["share", "seeds", *tasks, "mean of the four", "that minus 0 %, seed by seed", "worst of the four"]
     means = {line["run"]: mean(line["tasks"][task] for task in tasks) for line in recorded}
-    alone = [line for line in recorded if not line["share"]]
+    alone = {line["seed"]: means[line["run"]] for line in recorded if not line["share"]}
+    rows = []
     for share in sorted({line["share"] for line in recorded}):
-        seeds = [line for line in recorded if line["share"] == share]
-        pairs = [(line, other) for line in seeds for other in alone if share and line["seed"] == other["seed"]]
-        apart = [means[line["run"]] - means[other["run"]] for line, other in pairs]
-        columns = [[line["tasks"][task] for line in seeds] for task in tasks]
-        columns += [[means[line["run"]] for line in seeds], apart]
-        columns += [[min(line["tasks"][task] for task in tasks) for line in seeds]]
-        columns += [[line["tasks"][LATER] for line in seeds]]
-        cells = [f"{100 * share:.0f} %", str(len(seeds)), *map(_cell, columns)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines = [line for line in recorded if line["share"] == share]
+        figures = [[line["tasks"][task] for line in lines] for task in tasks]
+        figures += [[means[line["run"]] for line in lines]]
+        figures += [[means[line["run"]] - alone[line["seed"]] for line in lines if share and line["seed"] in alone]]
+        figures += [[min(line["tasks"][task] for task in tasks) for line in lines]]
+        figures += [[line["tasks"][LATER] for line in lines]]
+        rows.append((f"{100 * share:.0f} %", str(len(lines)), *map(_cell, figures)))
+    return Table("Test accuracy, %", (*columns, f"{LATER}, added later"), tuple(rows))
 
 
 def _cell(shares: Iterable[float]) -> str:
@@ -65,20 +64,18 @@ def _cell(shares: Iterable[float]) -> str:
 
 TEXT = """# Sharing connections between tasks
 
-Test accuracy in percent, mean and standard deviation over seeds. All shares train equally many connections for
-the four tasks together; 0 % is independent GPS, 100 % one backbone for all tasks with a head each. The last
-column is a task that the shared part was not trained on: its own connections are as many as those of each other
+Mean and standard deviation over seeds, of which three are planned for each share. All shares train equally many
+connections for the four tasks together; 0 % is independent GPS, 100 % one backbone for all tasks with a head each. The
+last column is a task that the shared part was not trained on: its own connections are as many as those of each other
 task.
 
-Made by `sh benchmarks/studies/sharing.sh` and `python benchmarks/studies/sharing.py`. {left}
+Made by `sh benchmarks/studies/sharing.sh` and `python benchmarks/studies/sharing.py`.
+
 """
 
 
 def main(runs: Path) -> None:
-    recorded = record(runs)
-    left = 15 - len(recorded)
-    said = f"Measured are {len(recorded)} of its 15 runs; the others follow.\n" if left else "\n"
-    PAGE.write_text(TEXT.format(left=said) + "\n" + "\n".join(table(recorded)) + "\n", encoding="utf-8")
+    write_text(PAGE, TEXT + markdown([table(record(runs))]).rstrip() + "\n")
     print(PAGE)
 
 

@@ -38,7 +38,7 @@ done.set()
 def test_threads_share_what_was_freed() -> None:
     def growth(how: str) -> float:
         """In blocks, of which each of eight threads held two for a moment."""
-        done = subprocess.run([sys.executable, "-c", GROWTH, how], capture_output=True, text=True, timeout=120)
-        return float(done.stdout or done.stderr)
+        command = [sys.executable, "-c", GROWTH, how]
+        return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout)
 
     assert growth("shared") < 5 < 10 < growth("apart")
