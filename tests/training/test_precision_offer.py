@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from fewtune.tasks import prepare
+from fewtune.tasks import fit, prepare
 from fewtune.training import precision
 from runs import coloured_folder, tiny_recipe
 
@@ -41,3 +42,25 @@ def test_the_processor_is_asked() -> None:
     assert precision.bfloat16_speed(nn.Conv2d(3, 4, 1)) == 0.0
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert (precision.bfloat16_speed(timm.create_model("test_vit")) > 0) is supported
+
+
+class Fused(Callback):
+    """Whether torch's fused attention was allowed at each batch."""
+
+    def __init__(self) -> None:
+        self.seen: set[bool] = set()
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.seen.add(torch.backends.cuda.flash_sdp_enabled())
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("bf16-mixed", False), ("32", True)])
+def test_attention_in_bfloat16_multiplies_all_heads_at_once(
+    precision: str, fused: bool, images: Path, tmp_path: Path
+) -> None:
+    look = Fused()
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    fit(tiny_recipe(images, precision=precision, epochs=1), tmp_path / "run", callbacks=[look])
+    assert look.seen == {fused}
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() is before

@@ -31,7 +31,7 @@ from fewtune.training.images import Transform
 from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss, kept_state
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
-from fewtune.training.precision import offer
+from fewtune.training.precision import attention_in_batches, offer
 from fewtune.training.run_folder import RunFolder, draw_curves
 from fewtune.training.stages import Stages, rewind
 from fewtune.training.trackers import check_tracker, results, tracked
@@ -208,7 +208,8 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     if checkpoint is None:
         begin(work, module)
     try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        with attention_in_batches(work.recipe):
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss:
         if module.best is not None and trainer.is_global_zero and not module.sharded:  # no gathering by one alone
             module.load_best()

@@ -17,6 +17,7 @@ from fewtune.methods import Tuner
 from fewtune.methods.base import Prepared
 from fewtune.training.learner import Learner, NonFiniteLoss
 from fewtune.training.loaders import pick_device
+from fewtune.training.precision import attention_in_batches
 from fewtune.training.stages import Stages
 from fewtune.training.trainer import build_trainer
 from fewtune.training.tuners import Share, begin, method_of, score
@@ -109,7 +110,8 @@ def try_out(work: Work, params: Params, shared: Shared, hopeless: Hopeless) -> O
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(run.recipe, Path(folder), callbacks=[*stages, judge], quiet=True)
         try:
-            trainer.fit(module)
+            with attention_in_batches(run.recipe):
+                trainer.fit(module)
             if trainer.interrupted:
                 raise KeyboardInterrupt
         except NonFiniteLoss:
