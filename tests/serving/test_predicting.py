@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 from banks import task
 from fewtune.cli.app import app
@@ -89,3 +90,16 @@ def test_what_is_wrong_is_told(tmp_path: Path, images: Path) -> None:
     replace(task(other.model), metadata=metadata).save(tmp_path / "empty" / "b.safetensors")
     with pytest.raises(DataError, match="holds no task of this backbone"):
         predict_tasks(tmp_path / "empty", [images])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected either --delta FILE or --tasks FOLDER"),
+        (["--delta", "birds.safetensors", "--backbone", "timm:vit"], "--backbone goes with --tasks"),
+        (["--tasks", "tasks", "--workers", "2"], "--workers goes with --delta"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(typer.BadParameter, match=message):
+        app(["predict", "photos", *options], standalone_mode=False)

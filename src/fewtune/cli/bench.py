@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fewtune.cli.options import Accelerator, AsJson
+
 app = typer.Typer(
     help="Compare methods: train a grid of methods, tasks and seeds under one protocol and print tables of the results."
 )
@@ -17,7 +19,6 @@ Out = Annotated[
     Path | None,
     typer.Option(help="The grid's folder, also s3://… or gs://… Default: runs/ and the name of the file."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 def _here(folder: Path, *more: str) -> Path:
@@ -162,7 +163,7 @@ def cost(
     ] = False,
     rounds: Annotated[int, typer.Option(help="How often each method is measured; times are medians.")] = 10,
     threads: Annotated[int, typer.Option(help="CPU threads to use.")] = 1,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
+    accelerator: Accelerator = "auto",
     library: Annotated[str, typer.Option(help="What multiplies float32 matrices on a CPU: torch or onednn.")] = "torch",
     as_json: AsJson = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewtune.cli.options import AsJson
+
 if TYPE_CHECKING:
     from fewtune.data.catalog import Declaration
     from fewtune.data.listing import Counts
@@ -15,7 +17,6 @@ app = typer.Typer(help="List, download and check data sets, and your own images.
 
 Key = Annotated[str, typer.Argument(help="The data set's key, as `fewtune data list` shows it.")]
 Root = Annotated[Path, typer.Option("--data", help="The folder of the data set, or the folder that holds it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command("list")

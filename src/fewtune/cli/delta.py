@@ -7,16 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from fewtune.cli.options import AsJson, TaskFile
+
 app = typer.Typer(
     help="Look into task files, apply them to checkpoints, take them out, compare and combine them.",
     no_args_is_help=False,
 )
 
-TaskFile = Annotated[
-    Path, typer.Argument(help="The task file, or its address: hf://org/name[@revision], s3://…, gs://…")
-]
 Out = Annotated[Path, typer.Option(help="The file to write (.safetensors).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command("inspect")

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from fewtune.cli.options import Accelerator, AsJson, BatchSize, TaskFileOption, Workers
+
 
 def evaluate(
-    delta: Annotated[
-        Path | None, typer.Option(help="The task file, or its address: hf://org/name[@revision], s3://…, gs://…")
-    ] = None,
+    delta: TaskFileOption = None,
     model: Annotated[
         str | None, typer.Option(help="A pretrained segmenter to score untuned (zero-shot), in place of a task file.")
     ] = None,
@@ -41,14 +41,10 @@ def evaluate(
         bool, typer.Option("--include-training", help="Score images that were trained on too, and report them apart.")
     ] = False,
     limit_test: Annotated[int | None, typer.Option(help="Score at most this many test images.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a batch. Default: 32, and 1 for masks.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images. Default: as many as are useful.")
-    ] = None,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    accelerator: Accelerator = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Score a task on labelled images: accuracy with its interval, figures of each class, and calibration.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fewtune.cli.options import AsJson
+
 
 def export(
     task: Annotated[Path, typer.Argument(help="The task file.")],
@@ -23,7 +25,7 @@ def export(
     test_fraction: Annotated[
         float | None, typer.Option(help="Part of --data that was set aside for the test in training.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the tuned model for timm, transformers, onnxruntime or torch, and check that it predicts the same."""
     import logging

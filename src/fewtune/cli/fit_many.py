@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fewtune.cli.options import AsJson
+
 
 def fit_many(
     tasks: Annotated[Path, typer.Argument(help="The tasks, a YAML file.")],
@@ -16,7 +18,7 @@ def fit_many(
     out: Annotated[
         Path | None, typer.Option(help="The folder of the runs. Default: runs/ and the name of the file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a part that several tasks share, then each task's own part. The exit status is 1 if one failed."""
     from fewtune.cli.output import print_json, print_table

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fewtune.cli.options import Accelerator, AsJson
+
 
 def ood(
     delta: Annotated[Path, typer.Option(help="The task file; it must be of ImageNet-1k.")],
@@ -16,8 +18,8 @@ def ood(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
     workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
+    accelerator: Accelerator = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Score a task of ImageNet-1k on ImageNet-A (natural adversarial), -R (renditions), -C (corruptions, mCE)."""
     import logging

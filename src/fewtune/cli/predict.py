@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from fewtune.cli.options import Accelerator, BatchSize, TaskFileOption, Workers
+
 TABLES = (".csv", ".json")
 
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders that hold images.")],
-    delta: Annotated[
-        Path | None, typer.Option(help="The task file, or its address: hf://org/name[@revision], s3://…, gs://…")
-    ] = None,
+    delta: TaskFileOption = None,
     tasks: Annotated[
         Path | None, typer.Option(help="A folder of task files of one backbone. All of them predict.")
     ] = None,
@@ -25,13 +25,9 @@ def predict(
         Path | None, typer.Option(help="Write to this file (.csv or .json) instead of stdout. For masks: their folder.")
     ] = None,
     overlays: Annotated[bool, typer.Option(help="For masks: also write each image with its object tinted.")] = True,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a batch. Default: 32, and 1 for masks.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images. Default: as many as are useful.")
-    ] = None,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    accelerator: Accelerator = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop if one image cannot be read, and predict nothing.")
     ] = False,
@@ -51,6 +47,10 @@ def predict(
 
     if (delta is None) == (tasks is None):
         raise typer.BadParameter("expected either --delta FILE or --tasks FOLDER")
+    if delta is not None and backbone is not None:
+        raise typer.BadParameter(f"--backbone goes with --tasks, and a task file names its own, got {backbone}")
+    if tasks is not None and workers is not None:
+        raise typer.BadParameter(f"--workers goes with --delta: --tasks decodes in this process, got {workers}")
     suffix = "" if out is None else out.suffix.lower()
     if out is not None and suffix and suffix not in TABLES and not out.is_dir():
         raise typer.BadParameter(f"--out must end in .csv or .json, or be a folder for masks, got {out}")

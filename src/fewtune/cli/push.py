@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fewtune.cli.options import AsJson
+
 
 def push(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
@@ -15,7 +17,7 @@ def push(
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch to commit to. Default: main.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Publish the task file with a model card made from the run, by your own token (`hf auth login`, or HF_TOKEN).
 

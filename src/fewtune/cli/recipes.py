@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from fewtune.cli.options import AsJson
+
 app = typer.Typer(help="List and show the recipes of the paper's tables. `fewtune fit RECIPE --data ROOT` runs one.")
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def list_(as_json: AsJson = False) -> None:
     """List all recipes with the paper's results."""
     from fewtune.cli.output import print_json, print_table
     from fewtune.recipes.table import ROWS

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fewtune.cli.options import Accelerator
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -35,7 +37,7 @@ def serve(
     ] = 64,
     max_mb: Annotated[float, typer.Option(min=0.001, help="The largest request, in MB.")] = 20,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="The largest image, in megapixels.")] = 50,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, or auto: the fastest here.")] = "auto",
+    accelerator: Accelerator = "auto",
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve on a Ray cluster: that of RAY_ADDRESS, or one on this machine.")
     ] = False,

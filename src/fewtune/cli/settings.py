@@ -7,12 +7,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fewtune.cli.options import AsJson
+
 
 def settings(
     words: Annotated[
         list[str] | None, typer.Argument(help="Show only settings whose name or meaning contains one of these words.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the settings of `fewtune fit` and of recipes, with their defaults and meanings."""
     from fewtune.cli.output import print_json
