@@ -64,10 +64,10 @@ def _cell(shares: Iterable[float]) -> str:
 
 TEXT = """# Sharing connections between tasks
 
-Mean and standard deviation over seeds, of which three are planned for each share. All shares train equally many
-connections for the four tasks together; 0 % is independent GPS, 100 % one backbone for all tasks with a head each. The
-last column is a task that the shared part was not trained on: its own connections are as many as those of each other
-task.
+Mean and standard deviation over three seeds. All shares train equally many connections for the four tasks together;
+0 % is independent GPS, 100 % one backbone for all tasks with a head each. Every part is trained for ten epochs at the
+rate 3e-3: no share has a rate that was chosen for it, which may favour some. The last column is a task that the shared
+part was not trained on: its own connections are as many as those of each other task.
 
 Made by `sh benchmarks/studies/sharing.sh` and `python benchmarks/studies/sharing.py`.
 

@@ -1,7 +1,7 @@
 """The tasks of `fewtune fit-many` in one YAML file, all of it checked before any work.
 
 settings: {model: demo:efficientnet-lite0, k: 4, epochs: 20}      # of every task; the keys of `fewtune fit`
-share: 0.5
+share: 0.25
 tasks:
   land: {data: images/land}
   refuse: {data: images/refuse, test_fraction: 0.2}
@@ -35,7 +35,7 @@ class ManyTasks(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     settings: dict[str, Any] = Field({}, description="settings of every task, as of `fewtune fit`")
-    share: float = Field(0.5, ge=0, le=1, description="part of all tasks' connections together that is shared")
+    share: float = Field(0.25, ge=0, le=1, description="part of all tasks' connections together that is shared")
     tasks: dict[Name, dict[str, Any]] = Field(min_length=1, description="name -> settings of that task, its data first")
 
     def recipe(self, task: str) -> Recipe:
