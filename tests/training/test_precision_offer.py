@@ -1,4 +1,7 @@
-"""Half precision is offered where it pays: transformers, in float32, on a CPU that multiplies bfloat16 faster."""
+"""Half precision is offered where it pays: transformers, in float32, on a CPU that multiplies bfloat16 faster.
+
+Where it is on, attention multiplies all heads at once.
+"""
 
 from __future__ import annotations
 
