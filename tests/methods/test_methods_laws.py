@@ -12,7 +12,7 @@ from torch import nn
 
 from fewtune.errors import ModelError, TuningError
 from fewtune.methods import Adapter, Inserted
-from fewtune.methods.ssf import ScaleShift
+from fewtune.methods.ssf import ScaleShift, channel_axis
 from fewtune.models import logits
 from methods_cases import (
     HEADS,
@@ -223,3 +223,15 @@ def test_scale_and_shift_are_along_the_channels(axis: int) -> None:
     for channel in range(4):
         expected = x.select(axis, channel) * pair.scale[channel] + pair.shift[channel]
         assert torch.equal(got.select(axis, channel), expected)
+
+
+@pytest.mark.parametrize(("layer", "axis"), [(nn.BatchNorm2d, 1), (nn.LayerNorm, -1)])
+@pytest.mark.parametrize("width", [2, 3, 1280])
+def test_the_input_on_which_a_normalisation_is_tried_out_is_small(
+    layer: type[nn.Module], axis: int, width: int
+) -> None:
+    seen = []
+    norm = layer(width)
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
+    assert channel_axis(norm) == axis
+    assert max(seen) <= 20 * width  # eight gigabytes at this width when height and width were about as large
