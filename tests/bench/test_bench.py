@@ -215,6 +215,13 @@ def test_a_record_stands_for_the_folders(images: tuple[Path, Path], whole: tuple
     elsewhere = read_grid(grid, [f"tasks.red.data=/another/place/{images[0].name}"])
     assert len(status(elsewhere, tmp_path / "nothing").done) == len(plan(read))
 
+    other = tmp_path / "other.yaml"
+    methods = {"gps": {"method": "gps", "choices": {"lr": [1e-3, 1e-2]}}, "linear": {"method": "bias", "choices": {}}}
+    other.write_text(yaml.safe_dump(values(*images, methods=methods, borrow=["records/tiny.jsonl"])))
+    borrowing = read_grid(other)
+    borrowed = [record for record in record_all(read, out) if "/gps/" in record.name]
+    assert record_all(borrowing, tmp_path / "nothing") == borrowed  # what goes by the name of linear is another method
+
 
 @pytest.mark.slow
 def test_selections_overlap_over_seeds_and_tasks(whole: tuple[Grid, Path]) -> None:

@@ -82,6 +82,9 @@ class Grid(BaseModel):
     )  # fmt: skip
     choose_epochs: bool = Field(True, description="choose the number of epochs too; else the last is taken")
     record: str | None = Field(None, description="a file of finished runs beside the grid's; they count as done")
+    borrow: tuple[str, ...] = Field(
+        (), description="files of other grids' finished runs; those of the same name and settings count as done too"
+    )
     compare: str | None = Field(None, description="what others are compared with; left out, gps or the first")
     workers: int = Field(1, gt=0, description="runs side by side, each in a process of its own")
     threads: int = Field(1, gt=0, description="threads of each worker; on Ray, the CPUs of each run")
@@ -173,6 +176,8 @@ def read_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
         _put(values, override)
     if isinstance(values.get("record"), str):
         values["record"] = str(path.parent / values["record"])
+    if isinstance(values.get("borrow"), list):
+        values["borrow"] = [str(path.parent / str(file)) for file in values["borrow"]]
     return grid_from(values, str(path))
 
 

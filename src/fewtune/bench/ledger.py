@@ -1,4 +1,4 @@
-"""Which runs of a grid are finished: those in its folder, and those of its record file."""
+"""Which runs of a grid are finished: those in its folder, in its record file, and in the record files it borrows."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Ledger:
     def __init__(self, grid: Grid, out: Path) -> None:
         self.grid, self.out = grid, out
         self.recorded = {} if grid.record is None else read_records(Path(grid.record))
+        self.borrowed = [read_records(Path(file)) for file in grid.borrow]
 
     def lies_here(self, run: Run) -> bool:
         """Whether its folder holds its result."""
@@ -34,7 +35,7 @@ class Ledger:
         if self.lies_here(run):
             RunFolder(self.out / run.name).resumed(recipe)
             return True
-        return run.name in self.recorded and self.recorded[run.name].recipe == digest(recipe)
+        return self._recorded(run, recipe) is not None
 
     def seconds(self, run: Run) -> float:
         """How long a run took whose folder lies here."""
@@ -42,7 +43,16 @@ class Ledger:
 
     def record(self, run: Run, recipe: Recipe) -> Record:
         """The record of a finished run."""
-        return record_of(run, recipe, self.out) if self.lies_here(run) else self.recorded[run.name]
+        if self.lies_here(run):
+            return record_of(run, recipe, self.out)
+        found = self._recorded(run, recipe)
+        assert found is not None, f"{run.name} is not finished"
+        return found
+
+    def _recorded(self, run: Run, recipe: Recipe) -> Record | None:
+        """The record of a run with these settings, the grid's own before those of other grids."""
+        named = (records[run.name] for records in (self.recorded, *self.borrowed) if run.name in records)
+        return next((record for record in named if record.recipe == digest(recipe)), None)
 
     def best(self, runs: list[Run]) -> tuple[Setting, list[dict[str, Any]]]:
         """The best choice of finished choosing runs, and a row for all that was tried (see `chosen`)."""
@@ -51,7 +61,8 @@ class Ledger:
     def _candidates(self, run: Run) -> list[dict[str, Any]]:
         if self.lies_here(run):
             return json.loads(run.result(self.out).read_text(encoding="utf-8"))["candidates"]
-        return self.recorded[run.name].candidates or []
+        found = self._recorded(run, run.recipe(self.grid, {}))
+        return [] if found is None else found.candidates or []
 
     def recipe(self, run: Run, runs: dict[str, Run]) -> Recipe:
         """Its resolved recipe; for a reported run all that it needs must be finished."""
