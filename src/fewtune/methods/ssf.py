@@ -119,7 +119,7 @@ def channel_axis(layer: nn.Module) -> int:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     width = len(weight)
-    small = tuple(size for size in (2, 3, 4, 5) if size != width)[:2]  # height and width that are not taken for channels
+    small = tuple(size for size in (2, 3, 4, 5) if size != width)[:2]  # not to be taken for channels
     for axis, shape in ((-1, (1, *small, width)), (1, (1, width, *small))):
         try:
             with torch.no_grad():
