@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version as installed
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def root(
         print(f"fewtune {installed('fewtune')}")
         raise typer.Exit
     keep_freed_memory()
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns of what torchao does on import
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -31,11 +31,11 @@ from fewtune.training.images import Transform
 from fewtune.training.learner import BEFORE, Learner, NonFiniteLoss, kept_state
 from fewtune.training.loaders import seed_all
 from fewtune.training.memory import file_size, peak_memory
-from fewtune.training.precision import attention_in_batches, offer
+from fewtune.training.precision import offer
 from fewtune.training.run_folder import RunFolder, draw_curves
 from fewtune.training.stages import Stages, rewind
 from fewtune.training.trackers import check_tracker, results, tracked
-from fewtune.training.trainer import ProcessLost, SaveEpochs, build_trainer, is_main, lost_connection
+from fewtune.training.trainer import ProcessLost, SaveEpochs, build_trainer, is_main, lost_connection, run_trainer
 from fewtune.training.tuners import Share, begin, fit_at_once, make_tuner, method_of
 from fewtune.training.work import Work
 
@@ -208,8 +208,7 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
     if checkpoint is None:
         begin(work, module)
     try:
-        with attention_in_batches(work.recipe):
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        run_trainer(trainer, module, work.recipe, checkpoint)
     except NonFiniteLoss:
         if module.best is not None and trainer.is_global_zero and not module.sharded:  # no gathering by one alone
             module.load_best()
@@ -219,12 +218,6 @@ def train(work: Work, folder: RunFolder, callbacks: Sequence[Callback] = (), log
         if trainer.world_size > 1 and lost_connection(error):
             raise ProcessLost(_how_to_go_on(folder, module, error)) from error
         raise
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     module.load_best()
     if module.best is not None and module.best["epoch"] == BEFORE and module.start is not None:
         log.info("no epoch was better on validation images than the %s, which is kept", module.start["name"])

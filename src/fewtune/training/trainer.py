@@ -22,6 +22,7 @@ from fewtune.errors import FewtuneError
 from fewtune.files import csv_text, write_bytes, write_json, write_text
 from fewtune.progress import duration
 from fewtune.training.learner import Learner
+from fewtune.training.precision import attention_in_batches
 from fewtune.training.sharding import Checkpointed
 
 log = logging.getLogger("fewtune")
@@ -142,6 +143,18 @@ def build_trainer(
         enable_progress_bar=terminal,
         enable_model_summary=False,
     )
+
+
+def run_trainer(trainer: pl.Trainer, module: Learner, recipe: Recipe, checkpoint: Path | None = None) -> None:
+    """Train, from `checkpoint` where it is given. Lightning keeps Ctrl-C to itself; here it is raised."""
+    try:
+        with attention_in_batches(recipe):
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 class ProcessLost(FewtuneError):

@@ -17,9 +17,8 @@ from fewtune.methods import Tuner
 from fewtune.methods.base import Prepared
 from fewtune.training.learner import Learner, NonFiniteLoss
 from fewtune.training.loaders import pick_device
-from fewtune.training.precision import attention_in_batches
 from fewtune.training.stages import Stages
-from fewtune.training.trainer import build_trainer
+from fewtune.training.trainer import build_trainer, run_trainer
 from fewtune.training.tuners import Share, begin, method_of, score
 from fewtune.training.work import Work
 
@@ -110,16 +109,9 @@ def try_out(work: Work, params: Params, shared: Shared, hopeless: Hopeless) -> O
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(run.recipe, Path(folder), callbacks=[*stages, judge], quiet=True)
         try:
-            with attention_in_batches(run.recipe):
-                trainer.fit(module)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+            run_trainer(trainer, module, run.recipe)
         except NonFiniteLoss:
             return outcome(0.0, None)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            if trainer.interrupted:
-                raise KeyboardInterrupt from None
-            raise
     assert module.best is not None
     return outcome(module.best[module.measure], module.best["loss"])
 
