@@ -21,10 +21,12 @@ from fewtune.methods.bias import bias
 from fewtune.methods.full import Full
 from fewtune.methods.linear import Features, fit_probe, head_features, linear, linear_head
 from fewtune.models import load_backbone
+from fewtune.tasks import prepare
 from fewtune.training.ema import Average
 from fewtune.training.loaders import image_loader
 from fewtune.training.schedule import learning_rate
-from runs import coloured_folder
+from fewtune.training.tuners import Share, score
+from runs import coloured_folder, tiny_recipe
 
 
 def test_learning_rate_rises_linearly_then_falls_along_a_cosine() -> None:
@@ -188,3 +190,17 @@ def test_full_trains_running_statistics_and_its_task_file_carries_them(tmp_path:
         assert torch.equal(other(x), model.eval()(x))
     with pytest.raises(TuningError, match="another model"):
         tuner.load_state_dict({"bn1.running_mean": before})
+
+
+def test_scores_of_some_images_are_those_of_the_first_batches(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": coloured_folder(tmp_path / "images"), "batch_size": 8, "augment": "plain"}
+    run = Share(prepare(tiny_recipe(**settings)), torch.device("cpu"))
+    assert len(list(run.scored_batches())) > 2
+    first = fewtune.gradient_importance(run.model, run.scored_batches(), run.objective, run.head, limit=2)
+    some = score(prepare(tiny_recipe(**settings, scored_images=10)))  # two whole batches
+    assert all(torch.equal(some[name], first[name]) for name in first)
+    halves = [
+        Share(prepare(tiny_recipe(**settings, scored_images=10)), torch.device("cpu"), world=2, rank=rank)
+        for rank in range(2)
+    ]
+    assert [len(list(half.scored_batches())) for half in halves] == [1, 1]

@@ -23,7 +23,7 @@ SCORED_BY = (
     "limit_train", "seed", "importance", "objective", "temperature", "batch_size",
 )  # fmt: skip
 """The settings on which the scores of a gradient importance depend (dropout is off while they are taken)."""
-LATER = ("exclude", "reach", "settle", "head_init", "quantise")
+LATER = ("exclude", "reach", "settle", "scored_images", "head_init", "quantise")
 """Settings on which scores depend too; named only where given, so that files of older grids are found."""
 
 

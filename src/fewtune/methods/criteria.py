@@ -100,6 +100,10 @@ class CriterionSettings(Settings):
         None, gt=0, le=1, description="end scoring when this share of the neurons has the same largest connection as "
         "after half as many batches; left out, all training images are scored",
     )  # fmt: skip
+    scored_images: int | None = Field(
+        None, gt=0, description="score connections on about this many training images, in whole batches (gradient, "
+        "correlation, snr); left out, on all",
+    )  # fmt: skip
     oracle: str | None = Field(None, description="for importance=oracle: run folder or task file of a method=full run")
 
     @field_validator("importance")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -91,8 +92,8 @@ class Share:
         return model
 
     def scored_batches(self) -> Iterable[Batch]:
-        """All training images once, as importance looks at them."""
-        return self._batches(self.work.scored, "importance", shuffle=True)
+        """The training images once, or as many as the recipe scores, as importance looks at them."""
+        return self._batches(self.work.scored, "importance", shuffle=True, images=self.work.recipe.scored_images)
 
     def training_batches(self) -> Iterable[Batch]:
         """The training images of the first epoch."""
@@ -103,11 +104,12 @@ class Share:
         split = self.work.data.train if part == "train" else self.work.data.val
         return None if split is None else self._batches(self.work.evaluated(split), f"features: {part}", shuffle=False)
 
-    def _batches(self, split: Any, text: str, *, shuffle: bool) -> Iterator[Batch]:
+    def _batches(self, split: Any, text: str, *, shuffle: bool, images: int | None = None) -> Iterator[Batch]:
         recipe = self.work.recipe
         share: dict[str, Any] = {"world": self.world, "rank": self.rank, "workers": recipe.workers}
         loader = image_loader(split, recipe.batch_size, seed=recipe.seed, shuffle=shuffle, **share)
-        return ((inputs, labels) for inputs, labels, _ in shown(loader, text, len(loader)))
+        count = len(loader) if images is None else min(len(loader), -(-images // (recipe.batch_size * self.world)))
+        return ((inputs, labels) for inputs, labels, _ in shown(islice(loader, count), text, count))
 
 
 def method_of(work: Work) -> Method:
