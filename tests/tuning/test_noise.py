@@ -22,8 +22,11 @@ MODELS = {"vit": small_vit, "convnet": small_convnet}
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 5), (4, 6)),
     "linear, tokens": (lambda: nn.Linear(6, 5, bias=False), (4, 3, 6)),
+    "linear, more tokens than inputs": (lambda: nn.Linear(6, 5), (4, 20, 6)),
+    "conv2d, pointwise": (lambda: nn.Conv2d(6, 5, 1), (4, 6, 2, 3)),
+    "conv2d, pointwise, more positions than inputs": (lambda: nn.Conv2d(6, 5, 1, bias=False), (4, 6, 5, 4)),
     "conv2d": (lambda: nn.Conv2d(6, 5, 3, stride=2, padding=1), (4, 6, 5, 5)),
-    "conv2d, depthwise": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (4, 6, 5, 5)),
+    "conv2d, grouped": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=2), (4, 6, 5, 5)),
     "conv2d, same": (lambda: Conv2dSame(6, 5, 3, stride=2), (4, 6, 5, 5)),
     "conv2d, circular": (lambda: nn.Conv2d(6, 5, 3, padding=1, padding_mode="circular"), (4, 6, 5, 5)),
 }
@@ -86,7 +89,7 @@ def test_output_and_gradients_are_those_of_the_equation(
     rest = [1] * (len(shape) - 2)
     z_shape = (len(z), *rest, z.shape[1]) if isinstance(net[0], nn.Linear) else (len(z), z.shape[1], *rest)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    monkeypatch.setattr("fewtune.tuning.noise.torch.randn", lambda *sizes, **options: z.view(z_shape))
+    monkeypatch.setattr("fewtune.tuning.noise.torch.randn", lambda shape, **options: z.view(shape))
     y = net(x)
     dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
     ours = torch.autograd.grad(y, [x, *tuner.parameters()], dy)
@@ -112,6 +115,33 @@ def test_output_and_gradients_are_those_of_the_equation(
     selected = view.matrix(theirs[1]).reshape(-1)[places.flat].view(ours[1].shape)
     for a, b in zip(ours, (theirs[0], selected, *theirs[2:]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+def test_depthwise_convolutions_stay_plain() -> None:
+    net = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 5, 1)).train()
+    tuner = attach(net, fewtune.select(fewtune.random_importance(net, head=None), k=1))
+    add_noise(tuner, 0.8)
+    layers: list[Any] = list(net)
+    assert [layer._fewtune.noise and layer._fewtune.noise.sigma for layer in layers] == [None, 0.8]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_under_autocast_it_is_the_same_up_to_rounding(kind: str) -> None:
+    model = MODELS[kind]().train()
+    tuner = changed(model)
+    add_noise(tuner, 0.5)
+    images, labels = batch(dtype=torch.float32)
+
+    def gradients_() -> list[Tensor]:
+        torch.manual_seed(0)
+        return list(torch.autograd.grad(F.cross_entropy(model(images).float(), labels), tuner.parameters()))
+
+    whole = gradients_()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gradients_()
+    for a, b in zip(half, whole, strict=True):
+        assert a.dtype is b.dtype
+        assert (a - b).norm() <= 0.25 * b.norm() + 1e-6
 
 
 @pytest.mark.parametrize("units", [False, True])

@@ -45,6 +45,9 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
     batched = x.ndim == len(self.kernel_size) + 2
     if not recorded(values) or not (batched and _plain(x) and _made_for(tensor, self.groups)):
         return self._conv_forward(x, self.weight, self.bias)
+    noise = self._fewtune.noise if self.training else None
+    if noise is not None and is_pointwise(self):
+        return noise.pointwise(self, x)  # type: ignore[no-any-return]
     y: Tensor
     if self.padding_mode == "zeros" and not isinstance(self.padding, str):
         weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
@@ -52,8 +55,13 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
         y = SelectedConv.apply(x, tensor.weights(values), weight, self.bias, tensor.places, shape, form)
     else:
         y = self._conv_forward(x, self.weight, self.bias)
-    noise = self._fewtune.noise
-    return y if noise is None or not self.training else noise.conv(self, x, y)
+    return y if noise is None else noise.conv(self, x, y)
+
+
+def is_pointwise(layer: Any) -> bool:
+    """Whether a convolution is a linear layer of every position's channels."""
+    ones = max(*layer.kernel_size, *layer.stride, layer.groups) == 1
+    return ones and not isinstance(layer.padding, str) and max(layer.padding) == 0
 
 
 def _made_for(tensor: Any, groups: int) -> bool:

@@ -5,7 +5,8 @@ r"""Noise on what tuning has changed, in training alone (Ni, Zhang and Koniusz, 
 with one z a sample and channel, and sigma_l falling linearly with depth: sigma at the first tuned layer, sigma / L at
 the last of L (PACE: a block at a time, from the second block on). The frozen weight holds W_0 + dW, so the layer
 computes y = W x + b + (z - 1) (dW x + db), of which the second product has the hot columns alone. The mean over z is
-the plain output, z = 1 in evaluation, and nothing of it is in a task file.
+the plain output, z = 1 in evaluation, and nothing of it is in a task file. Depthwise convolutions have no noise (PACE
+has linear layers alone): a second one over all channels would take longer than all other noise of a step.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fewtune.errors import TuningError
 from fewtune.tuning.forwards import CONVOLUTIONS, fast_forward
-from fewtune.tuning.functions import as_autocast, first_order, not_a_view, recorded
-from fewtune.tuning.ops import SelectedPlaces, fused_gradients, fused_keep, fusible
+from fewtune.tuning.functions import recorded
+from fewtune.tuning.noisy_linear import noisy_linear
 from fewtune.tuning.tensors import SELECTED
 from fewtune.tuning.tuner import Tuner
 
@@ -45,13 +45,17 @@ class Noise:
         """The noisy output of a linear layer; x [B, …, fan_in]."""
         tensor, values = layer._fewtune.tuned["weight"], layer._parameters["weight_selected"]
         less_one = self._draw(x, (len(x), *[1] * (x.ndim - 2), tensor.places.neurons))
-        weight, start = layer._fewtune_frozen("weight"), self.start.to(values)
+        weight, start = layer._fewtune_frozen("weight").flatten(1), self.start.to(values)
         bias_start = None if self.bias_start is None else self.bias_start.to(values)
         entries = tensor.weights(values)
-        return NoisyLinear.apply(x, entries, weight, layer.bias, start, bias_start, less_one, tensor.places)
+        return noisy_linear(x, entries, weight, layer.bias, start, bias_start, less_one, tensor.places)
+
+    def pointwise(self, layer: Any, x: Tensor) -> Tensor:
+        """The noisy output of a pointwise convolution, of x [B, channels, …]."""
+        return self.linear(layer, x.movedim(1, -1)).movedim(-1, 1)
 
     def conv(self, layer: Any, x: Tensor, y: Tensor) -> Tensor:
-        """The noisy output of a convolution, of x [B, channels, …] and its plain output y."""
+        """The noisy output of another convolution, of x [B, channels, …] and its plain output y."""
         tensor, values = layer._fewtune.tuned["weight"], layer._parameters["weight_selected"]
         less_one = self._draw(x, (len(x), tensor.places.neurons, *[1] * (x.ndim - 2)))
         dense, bias = self._dense(layer, values)
@@ -100,75 +104,10 @@ def _run(layer: Any, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor | 
     return y
 
 
-class NoisyLinear(torch.autograd.Function):
-    """y = x W^T + b + (z - 1) (x dW^T + db); of dL/dW the selected entries alone are formed.
-
-    X' holds the hot columns of x, after a column of ones; C, of its shape, what their weights and the bias changed by.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor,
-        bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
-    ) -> Tensor:  # fmt: skip
-        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        shift = None if bias is None or bias_start is None else bias - bias_start
-        x, cast_weight, bias = as_autocast(x, weight, bias)
-        ctx.places, ctx.fused = places, fusible(x, cast_weight, values, bias, places)
-        kept = fused_keep(x, places) if ctx.fused else _with_ones(x, places)
-        change = _change(values - start, shift, kept.shape[1], places).to(x.dtype)
-        less_one = less_one.to(x.dtype)
-        y = F.linear(x, cast_weight, bias)
-        y.addcmul_((kept @ change.t()).view_as(y), less_one)
-        ctx.save_for_backward(kept, weight, change, less_one)
-        return not_a_view(y)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        kept, weight, change, less_one = ctx.saved_tensors
-        places, (x_dtype, values_dtype, bias_dtype) = ctx.places, ctx.dtypes
-        extra = dy * less_one
-        rows, flat = dy.reshape(-1, dy.shape[-1]), extra.reshape(-1, dy.shape[-1])
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx, hot = rows @ weight.to(dy.dtype), slice(1, 1 + len(places.hot))
-            dx.index_add_(1, places.hot, flat @ change[:, hot].to(dy.dtype))
-            dx = dx.to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
-        noisy = flat.add_(rows)  # dL/dy times z
-        if ctx.fused:
-            dv, db = fused_gradients(noisy, kept, places)
-        else:
-            product = noisy.t() @ kept.to(dy.dtype)
-            dv, db = _picked(product[:, 1:], places), product[:, 0].clone()
-        bias_gradient = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
-        return dx, dv.to(values_dtype), None, bias_gradient, None, None, None, None
-
-
-def _with_ones(x: Tensor, places: SelectedPlaces) -> Tensor:
-    hot = x.reshape(-1, x.shape[-1]).index_select(1, places.hot)
-    return torch.cat([hot.new_ones(len(hot), 1), hot], dim=1)
-
-
-def _change(change: Tensor, shift: Tensor | None, width: int, places: SelectedPlaces) -> Tensor:
-    """C [neurons, width]."""
-    whole = change.new_zeros(places.neurons, width)
-    if places.rows is None:
-        whole.scatter_(1, 1 + places.hot_index, change)
-    else:
-        whole[places.rows, 1 + places.hot_index] = change
-    if shift is not None:
-        whole[:, 0] = shift
-    return whole
-
-
-def _picked(matrix: Tensor, places: SelectedPlaces) -> Tensor:
-    """The selected entries of [neurons, hot columns], in the shape of the values."""
-    return matrix.gather(1, places.hot_index) if places.rows is None else matrix[places.rows, places.hot_index]
-
-
 def add_noise(tuner: Tuner, sigma: float) -> None:
     """From now on what has changed of the tuned linear layers and convolutions is noisy in training mode.
+
+    Depthwise convolutions stay plain.
 
     Args:
         tuner: of `fewtune.attach`.
@@ -182,7 +121,7 @@ def add_noise(tuner: Tuner, sigma: float) -> None:
         return
     trained = tuner._trained
     biases = {(id(o.module), o.attribute): t for t in trained.values() for o in t.owners}
-    chosen = [(name, t) for name, t in trained.items() if t.suffix == SELECTED]
+    chosen = [(name, t) for name, t in trained.items() if t.suffix == SELECTED and not _depthwise(t.owners[0].module)]
     held: dict[str, Noise] = {}
     for depth, (name, t) in enumerate(chosen):
         for owner in t.owners:
@@ -200,6 +139,10 @@ def add_noise(tuner: Tuner, sigma: float) -> None:
             if not stock:
                 noise.hook = module.register_forward_hook(noise.other)
     _once_called(tuner.model, held)
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.in_channels > 1
 
 
 def _once_called(model: nn.Module, held: dict[str, Noise]) -> None:

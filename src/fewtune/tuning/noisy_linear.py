@@ -1,0 +1,159 @@
+r"""The noisy linear layer, by two ways that differ in time alone.
+
+.. math:: y_n = W_0 x_n + b_0 + z_n \odot (\Delta W x_n + \Delta b)
+
+X' holds the hot columns of x, after a column of ones; C, of its shape, what their weights and the bias changed by. Of
+dL/dW the selected entries alone are formed, from dY^T X'.
+
+A batch at once, y = x W^T + b + (z - 1) (X' C^T): the outputs are swept three times more. An image at a time,
+W_n = W + (z_n - 1) C: no sweep of outputs, but a weight an image, which is less where an image has more positions (in
+the first stages of a convolutional network) than a neuron has inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtune.tuning.functions import as_autocast, first_order, not_a_view
+from fewtune.tuning.ops import SelectedPlaces, fused_gradients, fused_keep, fusible
+
+# From so many positions an image for each input of a neuron on, a weight an image is faster (two cores, AVX-512).
+PER_IMAGE = 2
+
+
+def noisy_linear(
+    x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor, bias_start: Tensor | None,
+    less_one: Tensor, places: SelectedPlaces,
+) -> Tensor:  # fmt: skip
+    """y [B, …, neurons] of x [B, …, fan_in].
+
+    Args:
+        x: the input.
+        values: the selected weights, shaped as `places.hot_index`; `start`: as they were before tuning.
+        weight: [neurons, fan_in], frozen, into which the values are written.
+        bias: [neurons] or None; `bias_start`: as it was before tuning, None where it is frozen.
+        less_one: z - 1, [B, 1, …, neurons].
+        places: of the selected weights.
+    """
+    by_image = math.prod(x.shape[1:-1]) > PER_IMAGE * x.shape[-1] and not _in_half(x)
+    function = NoisyByImage if by_image else NoisyByBatch
+    y: Tensor = function.apply(x, values, weight, bias, start, bias_start, less_one, places)
+    return y
+
+
+class NoisyByBatch(torch.autograd.Function):
+    """y = x W^T + b + (z - 1) (X' C^T)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor,
+        bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
+    ) -> Tensor:  # fmt: skip
+        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
+        shift = None if bias is None or bias_start is None else bias - bias_start
+        x, cast_weight, bias = as_autocast(x, weight, bias)
+        ctx.places, ctx.fused = places, fusible(x, cast_weight, values, bias, places)
+        kept = fused_keep(x, places) if ctx.fused else _with_ones(x, places)
+        change = _change(values - start, shift, kept.shape[1], places)
+        less_one = less_one.to(x.dtype)
+        y = F.linear(x.reshape(-1, x.shape[-1]), cast_weight, bias).view(*x.shape[:-1], places.neurons)
+        y.addcmul_((kept @ change.t().to(x.dtype)).view_as(y), less_one)
+        ctx.save_for_backward(kept, weight, start, change, less_one)
+        return not_a_view(y)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        kept, weight, start, change, less_one = ctx.saved_tensors
+        places, (x_dtype, values_dtype, bias_dtype) = ctx.places, ctx.dtypes
+        rows = dy.reshape(-1, dy.shape[-1])
+        noisy = (dy * (1 + less_one)).reshape(rows.shape)  # dL/dy times z
+        dx = None
+        if ctx.needs_input_grad[0]:  # dY W_0 + (z dY) C
+            dx = rows @ _with_entries(weight, start, places).to(dy.dtype)
+            dx.index_add_(1, places.hot, noisy @ change[:, 1 : 1 + len(places.hot)].to(dy.dtype))
+            dx = dx.to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
+        if ctx.fused:
+            dv, db = fused_gradients(noisy, kept, places)
+        else:
+            dv, db = _gradients(noisy.t() @ kept.to(dy.dtype), places)
+        bias_gradient = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
+        return dx, dv.to(values_dtype), None, bias_gradient, None, None, None, None
+
+
+class NoisyByImage(torch.autograd.Function):
+    """y_n = x_n W_n^T + b_n, with W_n and b_n of every image n."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor,
+        bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
+    ) -> Tensor:  # fmt: skip
+        ctx.places, ctx.dtypes = places, (values.dtype, None if bias is None else bias.dtype)
+        kept = fused_keep(x, places) if places.columns_kept is not None else _with_ones(x, places)
+        shift = None if bias is None or bias_start is None else bias - bias_start
+        change = _change(values - start, shift, kept.shape[1], places)
+        less_one = less_one.view(len(x), -1)
+        moves = less_one[:, :, None] * change[:, 1 : 1 + len(places.hot)]
+        weights = weight.expand(len(x), *weight.shape).index_add(2, places.hot, moves)
+        images = x.reshape(len(x), -1, x.shape[-1])
+        if bias is None:
+            y = images @ weights.mT
+        else:
+            y = torch.baddbmm(torch.addcmul(bias, less_one, change[:, 0])[:, None], images, weights.mT)
+        ctx.save_for_backward(kept, weights, less_one)
+        return not_a_view(y.view(*x.shape[:-1], -1))
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        kept, weights, less_one = ctx.saved_tensors
+        values_dtype, bias_dtype = ctx.dtypes
+        images = dy.reshape(len(dy), -1, dy.shape[-1])
+        dx = (images @ weights).view(*dy.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        products = images.mT @ kept.view(len(dy), -1, kept.shape[1])
+        dv, db = _gradients((products * (1 + less_one)[:, :, None]).sum(0), ctx.places)
+        bias_gradient = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
+        return dx, dv.to(values_dtype), None, bias_gradient, None, None, None, None
+
+
+def _in_half(x: Tensor) -> bool:
+    """Whether the layer computes in half precision, in which a weight an image would have to be formed twice."""
+    return torch.finfo(as_autocast(x, x, None)[0].dtype).bits < 32
+
+
+def _with_ones(x: Tensor, places: SelectedPlaces) -> Tensor:
+    hot = x.reshape(-1, x.shape[-1]).index_select(1, places.hot)
+    return torch.cat([hot.new_ones(len(hot), 1), hot], dim=1)
+
+
+def _change(change: Tensor, shift: Tensor | None, width: int, places: SelectedPlaces) -> Tensor:
+    """C [neurons, width]."""
+    whole = change.new_zeros(places.neurons, width)
+    if places.rows is None:
+        whole.scatter_(1, 1 + places.hot_index, change)
+    else:
+        whole[places.rows, 1 + places.hot_index] = change
+    if shift is not None:
+        whole[:, 0] = shift
+    return whole
+
+
+def _with_entries(weight: Tensor, entries: Tensor, places: SelectedPlaces) -> Tensor:
+    """A weight [neurons, fan_in] with other selected entries."""
+    entries = entries.to(weight.dtype)
+    if places.rows is None:
+        return weight.scatter(1, places.columns, entries)
+    return weight.index_put((places.rows, places.columns), entries)
+
+
+def _gradients(product: Tensor, places: SelectedPlaces) -> tuple[Tensor, Tensor]:
+    """Those of the values, shaped as `places.hot_index`, and of the bias: from dY^T X' [neurons, 1 + hot columns]."""
+    hot = product[:, 1:]
+    picked = hot.gather(1, places.hot_index) if places.rows is None else hot[places.rows, places.hot_index]
+    return picked, product[:, 0].clone()
