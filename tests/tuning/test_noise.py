@@ -22,6 +22,7 @@ MODELS = {"vit": small_vit, "convnet": small_convnet}
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 5), (4, 6)),
     "linear, tokens": (lambda: nn.Linear(6, 5, bias=False), (4, 3, 6)),
+    "linear, more tokens than hot columns": (lambda: nn.Linear(40, 5), (4, 25, 40)),
     "linear, more tokens than inputs": (lambda: nn.Linear(6, 5), (4, 20, 6)),
     "conv2d, pointwise": (lambda: nn.Conv2d(6, 5, 1), (4, 6, 2, 3)),
     "conv2d, pointwise, more positions than inputs": (lambda: nn.Conv2d(6, 5, 1, bias=False), (4, 6, 5, 4)),

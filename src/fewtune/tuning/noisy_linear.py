@@ -1,13 +1,14 @@
-r"""The noisy linear layer, by two ways that differ in time alone.
+r"""The noisy linear layer, by three ways that differ in time alone.
 
 .. math:: y_n = W_0 x_n + b_0 + z_n \odot (\Delta W x_n + \Delta b)
 
 X' holds the hot columns of x, after a column of ones; C, of its shape, what their weights and the bias changed by. Of
 dL/dW the selected entries alone are formed, from dY^T X'.
 
-A batch at once, y = x W^T + b + (z - 1) (X' C^T): the outputs are swept three times more. An image at a time,
-W_n = W + (z_n - 1) C: no sweep of outputs, but a weight an image, which is less where an image has more positions (in
-the first stages of a convolutional network) than a neuron has inputs.
+A batch at once, y = x W^T + b + (z - 1) (X' C^T): the outputs are swept three times more, which is little where an
+image has few positions. An image at a time, y_n = x_n W^T + b + X'_n C_n^T with C_n = (z_n - 1) C: no sweep but the
+thin products, and a C an image. Folded, y_n = x_n (W + C_n)^T + b_n: not even those, but a weight an image, which is
+little where an image has more positions (in the first stages of a convolutional network) than a neuron has inputs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor
 from fewtune.tuning.functions import as_autocast, first_order, not_a_view
 from fewtune.tuning.ops import SelectedPlaces, fused_gradients, fused_keep, fusible
 
-# From so many positions an image for each input of a neuron on, a weight an image is faster (two cores, AVX-512).
-PER_IMAGE = 2
+# From so many positions an image on, for each hot column, an image at a time is faster; and for each input of a neuron,
+# folded (two cores, AVX-512).
+BY_IMAGE = 2
+FOLDED = 2
 
 
 def noisy_linear(
@@ -40,7 +43,7 @@ def noisy_linear(
         less_one: z - 1, [B, 1, …, neurons].
         places: of the selected weights.
     """
-    by_image = math.prod(x.shape[1:-1]) > PER_IMAGE * x.shape[-1] and not _in_half(x)
+    by_image = math.prod(x.shape[1:-1]) > BY_IMAGE * len(places.hot) or _folds(x)
     function = NoisyByImage if by_image else NoisyByBatch
     y: Tensor = function.apply(x, values, weight, bias, start, bias_start, less_one, places)
     return y
@@ -76,7 +79,7 @@ class NoisyByBatch(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:  # dY W_0 + (z dY) C
             dx = rows @ _with_entries(weight, start, places).to(dy.dtype)
-            dx.index_add_(1, places.hot, noisy @ change[:, 1 : 1 + len(places.hot)].to(dy.dtype))
+            dx.index_add_(1, places.hot, noisy @ _inputs(change, places).to(dy.dtype))
             dx = dx.to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
         if ctx.fused:
             dv, db = fused_gradients(noisy, kept, places)
@@ -87,44 +90,60 @@ class NoisyByBatch(torch.autograd.Function):
 
 
 class NoisyByImage(torch.autograd.Function):
-    """y_n = x_n W_n^T + b_n, with W_n and b_n of every image n."""
+    """y_n = x_n W^T + b + X'_n C_n^T, or folded into one product x_n W_n^T + b_n; C_n = (z_n - 1) C."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor,
         bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
     ) -> Tensor:  # fmt: skip
-        ctx.places, ctx.dtypes = places, (values.dtype, None if bias is None else bias.dtype)
-        kept = fused_keep(x, places) if places.columns_kept is not None else _with_ones(x, places)
+        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
+        ctx.places, ctx.folded = places, _folds(x)
         shift = None if bias is None or bias_start is None else bias - bias_start
-        change = _change(values - start, shift, kept.shape[1], places)
-        less_one = less_one.view(len(x), -1)
-        moves = less_one[:, :, None] * change[:, 1 : 1 + len(places.hot)]
-        weights = weight.expand(len(x), *weight.shape).index_add(2, places.hot, moves)
-        images = x.reshape(len(x), -1, x.shape[-1])
-        if bias is None:
-            y = images @ weights.mT
+        x, cast_weight, bias = as_autocast(x, weight, bias)
+        kept = fused_keep(x, places) if places.columns_kept is not None else _with_ones(x, places)
+        change, less_one = _change(values - start, shift, kept.shape[1], places), less_one.view(len(x), -1, 1)
+        moves = less_one * change  # C_n
+        images, kept = x.reshape(len(x), -1, x.shape[-1]), kept.view(len(x), -1, kept.shape[1])
+        if ctx.folded:
+            weight = weight.expand(len(x), *weight.shape).index_add(2, places.hot, _inputs(moves, places))
+            y = images @ weight.mT
+            if bias is not None:
+                y.add_(bias + moves[:, None, :, 0])
         else:
-            y = torch.baddbmm(torch.addcmul(bias, less_one, change[:, 0])[:, None], images, weights.mT)
-        ctx.save_for_backward(kept, weights, less_one)
+            y = F.linear(images.flatten(0, 1), cast_weight, bias).view(*images.shape[:2], -1)
+            y.baddbmm_(kept, moves.mT.to(y.dtype))
+        ctx.save_for_backward(kept, weight, change, less_one)
         return not_a_view(y.view(*x.shape[:-1], -1))
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> Any:
-        kept, weights, less_one = ctx.saved_tensors
-        values_dtype, bias_dtype = ctx.dtypes
+        kept, weight, change, less_one = ctx.saved_tensors
+        places, (x_dtype, values_dtype, bias_dtype) = ctx.places, ctx.dtypes
         images = dy.reshape(len(dy), -1, dy.shape[-1])
-        dx = (images @ weights).view(*dy.shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        products = images.mT @ kept.view(len(dy), -1, kept.shape[1])
-        dv, db = _gradients((products * (1 + less_one)[:, :, None]).sum(0), ctx.places)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (images if ctx.folded else images.flatten(0, 1)) @ weight.to(dy.dtype)
+            if not ctx.folded:
+                moves = _inputs(less_one * change, places).to(dy.dtype)
+                dx.index_add_(1, places.hot, (images @ moves).flatten(0, 1))
+            dx = dx.to(x_dtype).view(*dy.shape[:-1], -1)
+        products = images.mT @ kept.to(dy.dtype)
+        dv, db = _gradients(((1 + less_one) * products).sum(0), places)
         bias_gradient = db.to(bias_dtype) if ctx.needs_input_grad[3] else None
         return dx, dv.to(values_dtype), None, bias_gradient, None, None, None, None
 
 
-def _in_half(x: Tensor) -> bool:
-    """Whether the layer computes in half precision, in which a weight an image would have to be formed twice."""
-    return torch.finfo(as_autocast(x, x, None)[0].dtype).bits < 32
+def _folds(x: Tensor) -> bool:
+    """Whether a weight an image is formed: not in half precision, in which it would have to be formed twice."""
+    half = torch.finfo(as_autocast(x, x, None)[0].dtype).bits < 32
+    return math.prod(x.shape[1:-1]) > FOLDED * x.shape[-1] and not half
+
+
+def _inputs(change: Tensor, places: SelectedPlaces) -> Tensor:
+    """What C holds of the weights, without the bias's column and those that fill it up."""
+    return change[..., 1 : 1 + len(places.hot)]
 
 
 def _with_ones(x: Tensor, places: SelectedPlaces) -> Tensor:
