@@ -133,13 +133,13 @@ def test_under_autocast_it_is_the_same_up_to_rounding(kind: str) -> None:
     add_noise(tuner, 0.5)
     images, labels = batch(dtype=torch.float32)
 
-    def gradients_() -> list[Tensor]:
+    def noisy_gradients() -> list[Tensor]:
         torch.manual_seed(0)
         return list(torch.autograd.grad(F.cross_entropy(model(images).float(), labels), tuner.parameters()))
 
-    whole = gradients_()
+    whole = noisy_gradients()
     with torch.autocast("cpu", torch.bfloat16):
-        half = gradients_()
+        half = noisy_gradients()
     for a, b in zip(half, whole, strict=True):
         assert a.dtype is b.dtype
         assert (a - b).norm() <= 0.25 * b.norm() + 1e-6

@@ -46,22 +46,17 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
     if not recorded(values) or not (batched and _plain(x) and _made_for(tensor, self.groups)):
         return self._conv_forward(x, self.weight, self.bias)
     noise = self._fewtune.noise if self.training else None
-    if noise is not None and is_pointwise(self):
-        return noise.pointwise(self, x)  # type: ignore[no-any-return]
     y: Tensor
     if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-        weight, shape = self._fewtune_frozen("weight"), ConvShape.of(self)
+        shape = ConvShape.of(self)
+        if noise is not None and shape.pointwise:
+            return noise.pointwise(self, x)  # type: ignore[no-any-return]
+        weight = self._fewtune_frozen("weight")
         form = "whole" if _saved_elsewhere(x) else conv_form(tensor.places, shape, x.shape)
         y = SelectedConv.apply(x, tensor.weights(values), weight, self.bias, tensor.places, shape, form)
     else:
         y = self._conv_forward(x, self.weight, self.bias)
     return y if noise is None else noise.conv(self, x, y)
-
-
-def is_pointwise(layer: Any) -> bool:
-    """Whether a convolution is a linear layer of every position's channels."""
-    ones = max(*layer.kernel_size, *layer.stride, layer.groups) == 1
-    return ones and not isinstance(layer.padding, str) and max(layer.padding) == 0
 
 
 def _made_for(tensor: Any, groups: int) -> bool:

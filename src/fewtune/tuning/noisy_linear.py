@@ -43,8 +43,7 @@ def noisy_linear(
         less_one: z - 1, [B, 1, …, neurons].
         places: of the selected weights.
     """
-    by_image = math.prod(x.shape[1:-1]) > BY_IMAGE * len(places.hot) or _folds(x)
-    function = NoisyByImage if by_image else NoisyByBatch
+    function = NoisyByImage if _positions(x) > BY_IMAGE * len(places.hot) else NoisyByBatch
     y: Tensor = function.apply(x, values, weight, bias, start, bias_start, less_one, places)
     return y
 
@@ -57,12 +56,9 @@ class NoisyByBatch(torch.autograd.Function):
         ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor,
         bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
     ) -> Tensor:  # fmt: skip
-        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        shift = None if bias is None or bias_start is None else bias - bias_start
-        x, cast_weight, bias = as_autocast(x, weight, bias)
-        ctx.places, ctx.fused = places, fusible(x, cast_weight, values, bias, places)
-        kept = fused_keep(x, places) if ctx.fused else _with_ones(x, places)
-        change = _change(values - start, shift, kept.shape[1], places)
+        change_of_bias = None if bias is None or bias_start is None else bias - bias_start
+        x, cast_weight, bias, kept = _begun(ctx, x, values, weight, bias, places)
+        change = _change(values - start, change_of_bias, kept.shape[1], places)
         less_one = less_one.to(x.dtype)
         y = F.linear(x.reshape(-1, x.shape[-1]), cast_weight, bias).view(*x.shape[:-1], places.neurons)
         y.addcmul_((kept @ change.t().to(x.dtype)).view_as(y), less_one)
@@ -97,12 +93,12 @@ class NoisyByImage(torch.autograd.Function):
         ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor,
         bias_start: Tensor | None, less_one: Tensor, places: SelectedPlaces,
     ) -> Tensor:  # fmt: skip
-        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        ctx.places, ctx.folded = places, _folds(x)
-        shift = None if bias is None or bias_start is None else bias - bias_start
-        x, cast_weight, bias = as_autocast(x, weight, bias)
-        kept = fused_keep(x, places) if places.columns_kept is not None else _with_ones(x, places)
-        change, less_one = _change(values - start, shift, kept.shape[1], places), less_one.view(len(x), -1, 1)
+        change_of_bias = None if bias is None or bias_start is None else bias - bias_start
+        x, cast_weight, bias, kept = _begun(ctx, x, values, weight, bias, places)
+        # In half precision a weight an image would have to be formed twice.
+        ctx.folded = _positions(x) > FOLDED * x.shape[-1] and torch.finfo(x.dtype).bits >= 32
+        change = _change(values - start, change_of_bias, kept.shape[1], places)
+        less_one = less_one.view(len(x), -1, 1)
         moves = less_one * change  # C_n
         images, kept = x.reshape(len(x), -1, x.shape[-1]), kept.view(len(x), -1, kept.shape[1])
         if ctx.folded:
@@ -135,10 +131,19 @@ class NoisyByImage(torch.autograd.Function):
         return dx, dv.to(values_dtype), None, bias_gradient, None, None, None, None
 
 
-def _folds(x: Tensor) -> bool:
-    """Whether a weight an image is formed: not in half precision, in which it would have to be formed twice."""
-    half = torch.finfo(as_autocast(x, x, None)[0].dtype).bits < 32
-    return math.prod(x.shape[1:-1]) > FOLDED * x.shape[-1] and not half
+def _positions(x: Tensor) -> int:
+    """Of an image [B, …, fan_in]."""
+    return math.prod(x.shape[1:-1])
+
+
+def _begun(
+    ctx: Any, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, places: SelectedPlaces
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """What both functions begin with: x, the weight and the bias as autocast casts them, and X'."""
+    ctx.dtypes, ctx.places = (x.dtype, values.dtype, None if bias is None else bias.dtype), places
+    x, weight, bias = as_autocast(x, weight, bias)
+    ctx.fused = fusible(x, weight, values, bias, places)
+    return x, weight, bias, fused_keep(x, places) if ctx.fused else _with_ones(x, places)
 
 
 def _inputs(change: Tensor, places: SelectedPlaces) -> Tensor:
@@ -151,15 +156,15 @@ def _with_ones(x: Tensor, places: SelectedPlaces) -> Tensor:
     return torch.cat([hot.new_ones(len(hot), 1), hot], dim=1)
 
 
-def _change(change: Tensor, shift: Tensor | None, width: int, places: SelectedPlaces) -> Tensor:
+def _change(change: Tensor, of_bias: Tensor | None, width: int, places: SelectedPlaces) -> Tensor:
     """C [neurons, width]."""
     whole = change.new_zeros(places.neurons, width)
     if places.rows is None:
         whole.scatter_(1, 1 + places.hot_index, change)
     else:
         whole[places.rows, 1 + places.hot_index] = change
-    if shift is not None:
-        whole[:, 0] = shift
+    if of_bias is not None:
+        whole[:, 0] = of_bias
     return whole
 
 

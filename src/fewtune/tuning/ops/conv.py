@@ -36,6 +36,11 @@ class ConvShape(NamedTuple):
         assert not isinstance(layer.padding, str), "padding given as a word has no numbers"
         return cls(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is a linear layer of every position's channels."""
+        return max(*self.kernel_size, *self.stride, self.groups) == 1 and max(self.padding) == 0
+
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The output's spatial size for an input's."""
         return tuple(
@@ -114,8 +119,7 @@ def conv_selected_gradient(
         kept = kept.unsqueeze(0) if kept.ndim < grad_output.ndim else kept
     if form is None:
         form = "whole" if kept.shape == input_shape else conv_form(places, shape, input_shape)
-    pointwise = max(*shape.kernel_size, *shape.stride) == 1 and max(shape.padding) == 0 and shape.groups == 1
-    if patches.channels_last(kept) and (form == "columns" or pointwise):
+    if patches.channels_last(kept) and (form == "columns" or shape.pointwise):
         # Columns that lie last in memory are those of a linear layer whose rows are (image, position).
         dy, x = (tensor.movedim(1, -1).flatten(0, -2) for tensor in (grad_output, kept))
         if form == "columns":
