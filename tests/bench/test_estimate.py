@@ -51,4 +51,5 @@ def test_sizes_and_passes(tmp_path: Path) -> None:
 def test_seconds_of_finished_runs_come_before_a_trial() -> None:
     recipe = recipe_from({**TINY, "data": "x"})
     assert seconds_a_pass([(10.0, 5.0), (20.0, 10.0)], recipe, 1) == 0.5
+    assert seconds_a_pass([(10.0, 5.0), (20.0, 10.0), (10.0, 9000.0)], recipe, 1) == 0.5  # the last was left overnight
     assert seconds_a_pass([], recipe, 1) > 0

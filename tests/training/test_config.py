@@ -120,3 +120,17 @@ def test_the_task_is_any_kind_of_the_table(monkeypatch: pytest.MonkeyPatch) -> N
             recipe_from({**given, "task": "depth", **wrong})
     assert METHODS["linear"].trains_by_epochs("depth")
     assert not METHODS["linear"].trains_by_epochs("classification")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"importance": "snr", "settle": 0.5}, "settle: only importance=gradient reads it, and importance is snr"),
+        ({"importance": "random", "scored_images": 64}, "scored_images: importance=random does not read it"),
+    ],
+)
+def test_a_setting_that_the_criterion_does_not_read_is_refused(given: dict[str, str | float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        recipe_from({**BASE, **given})
+    assert recipe_from({**BASE, "settle": 0.5}).settle == 0.5
+    assert recipe_from({**BASE, "importance": "snr", "scored_images": 64}).scored_images == 64

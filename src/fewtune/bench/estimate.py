@@ -6,6 +6,7 @@ Time is counted in passes: an image forward and backward through the model once.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -66,8 +67,14 @@ def _sizes(recipe: Recipe) -> Sizes:
 
 def seconds_a_pass(done: Iterable[tuple[float, float]], recipe: Recipe, threads: int) -> float:
     """Seconds of one pass: of finished runs (passes, seconds), else of two steps of the whole model, tried here."""
-    passes, seconds = (sum(values) for values in zip(*done, strict=True)) if (done := list(done)) else (0.0, 0.0)
-    return seconds / passes if passes else _tried(recipe, threads)
+    of_done = median_a_pass(done)
+    return _tried(recipe, threads) if math.isnan(of_done) else of_done
+
+
+def median_a_pass(done: Iterable[tuple[float, float]]) -> float:
+    """Seconds of one pass of finished runs (passes, seconds): the median, which runs that slept do not move; or NaN."""
+    each = [seconds / passes for passes, seconds in done if passes]
+    return statistics.median(each) if each else math.nan
 
 
 def _tried(recipe: Recipe, threads: int) -> float:

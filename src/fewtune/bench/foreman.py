@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fewtune.bench.choices import next_choice
-from fewtune.bench.estimate import Sizes, seconds_a_pass, sizes_of
+from fewtune.bench.estimate import Sizes, median_a_pass, seconds_a_pass, sizes_of
 from fewtune.bench.executors import executor
 from fewtune.bench.grid import Grid, write_grid
 from fewtune.bench.job import Job
@@ -119,7 +119,7 @@ class _Foreman:
         self.ledger = Ledger(grid, out)
         self.added: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.progress = Progress(plan(grid))
-        self.passes_here = self.seconds_here = 0.0
+        self.done_here: list[tuple[float, float]] = []  # passes and seconds
         for kind in KINDS:  # the plan grows with what has been tried
             for run in [run for run in self.progress.runs.values() if run.kind == kind]:
                 self._look(run)
@@ -202,8 +202,7 @@ class _Foreman:
             run = self.progress.runs[job.name]
             if self.mirror is not None:  # a node of its own may have done it
                 self.mirror.copy(job.folder)
-            self.passes_here += self._passes(job.name)
-            self.seconds_here += self.ledger.seconds(run)
+            self.done_here.append((self._passes(job.name), self.ledger.seconds(run)))
             if run.kind == "choose":
                 self._grow(run.task, run.method)
             log.info("%s %s: %s%s", self._count(), job.name, self._told(job), self._left())
@@ -249,7 +248,7 @@ class _Foreman:
 
     def _left(self) -> str:
         waiting = self.progress.waiting
-        seconds = self.seconds_here / self.passes_here * sum(map(self._passes, waiting)) / self.room
+        seconds = median_a_pass(self.done_here) * sum(map(self._passes, waiting)) / self.room
         return f"; about {duration(seconds)} for the other {len(waiting)}" if waiting else ""
 
     def _forget_scores(self, task: str) -> None:

@@ -90,6 +90,8 @@ CRITERIA: Table[Criterion] = Table(
 
 OF_IMAGES: frozenset[Criterion] = frozenset({gradient, correlation, snr, wanda})
 """Those that look at the training images: a grid keeps their scores. Magnitudes and random numbers cost nothing."""
+WITHOUT_SAMPLE: frozenset[Criterion] = frozenset({wanda, magnitude, random, oracle})
+"""Those that `scored_images` says nothing to. One from outside may ask for `Run.scored_batches`."""
 
 
 class CriterionSettings(Settings):
@@ -98,7 +100,7 @@ class CriterionSettings(Settings):
     importance: str = Field("gradient", description=f"what scores the connections: {', '.join(CRITERIA.present)}")
     settle: float | None = Field(
         None, gt=0, le=1, description="end scoring when this share of the neurons has the same largest connection as "
-        "after half as many batches; left out, all training images are scored",
+        "after half as many batches (gradient); left out, all training images are scored",
     )  # fmt: skip
     scored_images: int | None = Field(
         None, gt=0, description="score connections on about this many training images, in whole batches (gradient, "
@@ -110,6 +112,19 @@ class CriterionSettings(Settings):
     @classmethod
     def _known_criterion(cls, importance: str) -> str:
         return CRITERIA.known(importance)
+
+    @field_validator("settle", "scored_images")
+    @classmethod
+    def _read_by_its_criterion(cls, given: float | None, info: ValidationInfo) -> float | None:
+        importance = info.data.get("importance")
+        if given is None or importance is None:
+            return given
+        criterion = CRITERIA[importance]
+        if info.field_name == "settle" and criterion is not gradient:
+            raise ValueError(f"only importance=gradient reads it, and importance is {importance}; leave it out")
+        if info.field_name == "scored_images" and criterion in WITHOUT_SAMPLE:
+            raise ValueError(f"importance={importance} does not read it; leave it out, or score by gradient")
+        return given
 
     @field_validator("oracle")
     @classmethod
