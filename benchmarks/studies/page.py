@@ -87,6 +87,20 @@ def claims_table(claims: list[Claim], grid: Grid, cells: Cells, says: str = "the
         yield "| " + " | ".join((claim.text, *verdict(claim, grid, cells))) + " |"
 
 
+def in_short(grid: Grid, cells: Cells, base: str) -> Iterator[str]:
+    """Which methods are better than one in the mean over tasks, which worse, and which cannot be told apart."""
+    title = grid.methods[base].title or base
+    found: dict[str, list[tuple[float, str]]] = {"better than": [], "worse than": [], "not told apart from": []}
+    for method, part in grid.methods.items():
+        mean = None if method == base else over_tasks(grid, cells, base, method)
+        if mean is not None:
+            side = "not told apart from" if not mean.told_apart else "better than" if mean.value > 0 else "worse than"
+            found[side].append((mean.value, f"{part.title or method} {told(mean)}"))
+    for side, methods in found.items():
+        told_ones = [words for _, words in sorted(methods, key=lambda one: -one[0])]
+        yield f"- {side} {title}: {'; '.join(told_ones) or 'none'}"
+
+
 def chosen_rates(grid: Grid, cells: Cells) -> Iterator[str]:
     """The learning rates that validation images chose."""
     yield "| learning rate chosen | " + " | ".join(part.title or name for name, part in grid.tasks.items()) + " |"
@@ -122,8 +136,10 @@ def page() -> str:
     text = _words("page.yaml")
     claims = [Claim(**claim) for claim in text["claims"]]
     grid = read_grid(STUDIES / f"{text['claims_from']}.yaml")
-    lines = [text["head"].rstrip(), "", "## Claims of the paper", "", text["claims_head"].strip(), ""]
-    lines += [*claims_table(claims, grid, collect(grid, NOWHERE)), ""]
+    cells = collect(grid, NOWHERE)
+    lines = [text["head"].rstrip(), "", "## In short", "", text["short_head"].strip(), ""]
+    lines += [*in_short(grid, cells, grid.baseline), "", text["protocol"].strip(), ""]
+    lines += ["## Claims of the paper", "", text["claims_head"].strip(), "", *claims_table(claims, grid, cells), ""]
     lines += _sections(text)
     for name, caption in text["pictures"].items():
         if (DOCS / name).exists():

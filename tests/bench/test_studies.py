@@ -177,3 +177,15 @@ def test_verdicts(page: ModuleType) -> None:
     assert said("gps", "equal")[1].startswith("not told apart")
     assert said("gps", "part")[1] == "not measured yet on all tasks"
     assert said("gps", "lora")[1] == "not measured yet"
+
+
+def test_in_short_sorts_methods_by_what_can_be_told(page: ModuleType) -> None:
+    grid, cells = _cells(
+        {"gps": [0.8, 0.8], "far": [0.9, 0.9], "near": [0.85, 0.85], "equal": [0.8, 0.8], "low": [0.6, 0.6]}
+    )
+    better, worse, equal = page.in_short(grid, cells, "gps")
+    assert better.startswith("- better than gps: far +")
+    assert better.index("far") < better.index("near")
+    assert worse.startswith("- worse than gps: low -")
+    assert equal.startswith("- not told apart from gps: equal ")
+    assert list(page.in_short(*_cells({"gps": [0.8]}), "gps"))[0] == "- better than gps: none"
