@@ -27,6 +27,11 @@ _running = False
 """Whether a step is shown already: the steps that it consists of are not shown beside it."""
 
 
+def quiet_libraries() -> None:
+    """Not to print what torch warns of when torchao is imported, which no user can do anything about."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+
 def shown(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """Goes through `items` and shows how many are done and how long the rest will take."""
     with counted(what, total) as told:

@@ -18,6 +18,7 @@ from fewtune.errors import FewtuneError, ImportanceError, one_line
 from fewtune.files import read_tensors, write_json, write_text
 from fewtune.importance import Scores
 from fewtune.neurons import describe
+from fewtune.progress import quiet_libraries
 from fewtune.tasks import fit, prepare
 from fewtune.training.fit import train
 from fewtune.training.learner import NonFiniteLoss
@@ -68,6 +69,7 @@ class Job:
 def begin_worker(threads: int) -> None:
     """Set up a process that does jobs: threads, memory, and a log that goes into the folder of each run alone."""
     keep_freed_memory()
+    quiet_libraries()
     torch.set_num_threads(threads)
     logging.getLogger("fewtune").setLevel(logging.INFO)
     logging.getLogger("fewtune").propagate = False

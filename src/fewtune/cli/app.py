@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import version as installed
 from typing import Annotated
 
@@ -27,6 +26,7 @@ from fewtune.cli import (
     serve,
     settings,
 )
+from fewtune.progress import quiet_libraries
 
 app = typer.Typer(
     name="fewtune",
@@ -45,7 +45,7 @@ def root(
         print(f"fewtune {installed('fewtune')}")
         raise typer.Exit
     keep_freed_memory()
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns of what torchao does on import
+    quiet_libraries()
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -16,6 +16,7 @@ from fewtune.allocator import keep_freed_memory
 from fewtune.config import Recipe
 from fewtune.errors import ConfigError, FewtuneError, one_line
 from fewtune.kinds import KINDS
+from fewtune.progress import quiet_libraries
 from fewtune.training.cluster import RETRIES, Cluster, Needs, cluster_of, enter
 from fewtune.training.task import Task
 from fewtune.training.trial import Outcome, Params, Shared, try_out
@@ -191,6 +192,7 @@ class _Given:
         """The run, prepared once in each process."""
         enter(self.folder)
         keep_freed_memory()
+        quiet_libraries()
         torch.set_num_threads(self.threads)
         prepared = _prepared(self.recipe)
         return replace(prepared, train_transform=self.transform, importance_objective=self.objective)
