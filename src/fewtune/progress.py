@@ -41,9 +41,10 @@ def shown(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
 
 
 @contextmanager
-def counted(what: str, total: int | None = None) -> Iterator[Counted]:
+def counted(what: str, total: int | None = None, before: int = 0) -> Iterator[Counted]:
     """Yields what is to be called as a step goes on; where it is not called, a bar says only that work goes on.
 
+    `before` of the total were done earlier: they took none of this step's time.
     Silent within another step, and in processes that share a terminal with the first one.
     """
     global _running
@@ -52,34 +53,35 @@ def counted(what: str, total: int | None = None) -> Iterator[Counted]:
         return
     _running = True
     try:
-        with _drawn(what, total) if sys.stderr.isatty() else _written(what) as told:
+        with _drawn(what, total, before) if sys.stderr.isatty() else _written(what, before) as told:
             yield told
     finally:
         _running = False
 
 
 @contextmanager
-def _drawn(what: str, total: int | None) -> Iterator[Counted]:
+def _drawn(what: str, total: int | None, before: int) -> Iterator[Counted]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(what, total=total)
+        bar = bars.add_task(what, total=total, completed=before)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 @contextmanager
-def _written(what: str) -> Iterator[Counted]:
+def _written(what: str, before: int) -> Iterator[Counted]:
     begun, said = time.perf_counter(), False
 
     def told(done: int, total: int | None) -> None:
         nonlocal said
         seconds = time.perf_counter() - begun
-        if said or seconds < PATIENCE or total is None or not 0 < done < total:
+        if said or seconds < PATIENCE or total is None or not before < done < total:
             return
         said = True
-        log.info("%s: %d of %d, about %s left", what, done, total, duration(seconds / done * (total - done)))
+        left = duration(seconds / (done - before) * (total - done))
+        log.info("%s: %d of %d, about %s left", what, done, total, left)
 
     yield told
 

@@ -35,6 +35,15 @@ def test_one_line_a_step_without_a_terminal(lines: pytest.LogCaptureFixture) -> 
     assert lines.messages[1:] == ["runs: 2 of 3, about 0 seconds left"]
 
 
+def test_what_was_done_earlier_took_no_time(lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    with counted("runs", before=90) as told:
+        told(90, 100)
+        told(95, 100)
+    assert lines.messages == ["runs: 95 of 100, about 10 seconds left"]
+
+
 def test_quick_work_says_nothing(lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 60.0)
     assert len(list(shown(range(4), "decoding", 4))) == 4

@@ -83,7 +83,7 @@ def _run_grid(grid: Grid, out: Path, on: str, mirror: Mirror | None) -> Progress
         with executor(on, grid) as executing:
             foreman = _Foreman(grid, out, sizes, executing.room, mirror)
             foreman.tell_time()
-            with counted("runs") as told:
+            with counted("runs", before=foreman.ended) as told:
                 executing.work_off(foreman.offer, partial(foreman.finish, told))
         return foreman.progress
 
@@ -206,16 +206,20 @@ class _Foreman:
             if run.kind == "choose":
                 self._grow(run.task, run.method)
             log.info("%s %s: %s%s", self._count(), job.name, self._told(job), self._left())
-        told(len(self.progress.done) + len(self.progress.failed), len(self.progress.runs))
+        told(self.ended, len(self.progress.runs))
         self._forget_scores(job.name.partition("/")[0])
 
     def _fail(self, name: str, reason: str) -> None:
         self.progress.failed[name] = reason
         log.error("%s %s failed: %s", self._count(), name, reason)
 
+    @property
+    def ended(self) -> int:
+        """How many runs are done or have failed."""
+        return len(self.progress.done) + len(self.progress.failed)
+
     def _count(self) -> str:
-        ended = len(self.progress.done) + len(self.progress.failed)
-        return f"[{ended} of {len(self.progress.runs)}]"
+        return f"[{self.ended} of {len(self.progress.runs)}]"
 
     def _told(self, job: Job) -> str:
         if job.kind == "train":
