@@ -16,6 +16,7 @@ import yaml
 
 from fewtune.bench.foreman import status
 from fewtune.bench.grid import Grid, read_grid
+from fewtune.bench.intervals import Difference
 from fewtune.bench.report import differences, overview, told
 from fewtune.bench.results import Cell, collect, difference, over_tasks
 from fewtune.bench.tables import markdown
@@ -35,6 +36,11 @@ class Claim:
     worse: str
 
 
+def side(mean: Difference) -> str:
+    """On which side of 0 a difference lies, where it can be told."""
+    return "not told apart" if not mean.told_apart else "better" if mean.value > 0 else "worse"
+
+
 def verdict(claim: Claim, grid: Grid, cells: Cells) -> tuple[str, str, str]:
     """The difference of the means over tasks, what it says of the claim, and the tasks that were measured so far."""
     by_task = []
@@ -48,7 +54,7 @@ def verdict(claim: Claim, grid: Grid, cells: Cells) -> tuple[str, str, str]:
     mean = over_tasks(grid, cells, claim.worse, claim.better)
     if mean is None:
         return "", "not measured yet on all tasks", "; ".join(by_task)
-    said = "not told apart" if not mean.told_apart else "holds" if mean.value > 0 else "the contrary"
+    said = {"better": "holds", "worse": "the contrary"}.get(side(mean), side(mean))
     return told(mean), f"{said} (could be seen: {100 * mean.seen:.1f})", "; ".join(by_task)
 
 
@@ -74,8 +80,7 @@ def candidates_table(words: Mapping[str, Any]) -> Iterator[str]:
             pairs = [over_tasks(grid, cells, words[b], candidate.method) if known else None for b in ("base", "chance")]
             shown += [told(pair) or "not measured yet" for pair in pairs]
             if pairs[0] is not None:
-                better = "better" if pairs[0].value > 0 else "worse"
-                said.append(f"{better if pairs[0].told_apart else 'not told apart'} on {title}")
+                said.append(f"{side(pairs[0])} on {title}")
         yield "| " + " | ".join((candidate.text, *shown, "; ".join(said))) + " |"
 
 
@@ -90,15 +95,14 @@ def claims_table(claims: list[Claim], grid: Grid, cells: Cells, says: str = "the
 def in_short(grid: Grid, cells: Cells, base: str) -> Iterator[str]:
     """Which methods are better than one in the mean over tasks, which worse, and which cannot be told apart."""
     title = grid.methods[base].title or base
-    found: dict[str, list[tuple[float, str]]] = {"better than": [], "worse than": [], "not told apart from": []}
+    found: dict[str, list[tuple[float, str]]] = {"better": [], "worse": [], "not told apart": []}
     for method, part in grid.methods.items():
         mean = None if method == base else over_tasks(grid, cells, base, method)
         if mean is not None:
-            side = "not told apart from" if not mean.told_apart else "better than" if mean.value > 0 else "worse than"
-            found[side].append((mean.value, f"{part.title or method} {told(mean)}"))
-    for side, methods in found.items():
-        told_ones = [words for _, words in sorted(methods, key=lambda one: -one[0])]
-        yield f"- {side} {title}: {'; '.join(told_ones) or 'none'}"
+            found[side(mean)].append((mean.value, f"{part.title or method} {told(mean)}"))
+    for where, methods in found.items():
+        listed = "; ".join(words for _, words in sorted(methods, reverse=True)) or "none"
+        yield f"- {where} {'from' if where == 'not told apart' else 'than'} {title}: {listed}"
 
 
 def chosen_rates(grid: Grid, cells: Cells) -> Iterator[str]:
@@ -138,7 +142,7 @@ def page() -> str:
     grid = read_grid(STUDIES / f"{text['claims_from']}.yaml")
     cells = collect(grid, NOWHERE)
     lines = [text["head"].rstrip(), "", "## In short", "", text["short_head"].strip(), ""]
-    lines += [*in_short(grid, cells, grid.baseline), "", text["protocol"].strip(), ""]
+    lines += [*in_short(grid, cells, grid.baseline), "", "## Protocol", "", text["protocol"].strip(), ""]
     lines += ["## Claims of the paper", "", text["claims_head"].strip(), "", *claims_table(claims, grid, cells), ""]
     lines += _sections(text)
     for name, caption in text["pictures"].items():
