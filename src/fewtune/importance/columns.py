@@ -101,9 +101,13 @@ class ColumnSums(TorchFunctionMode):
     def _add(self, name: str, channels: int, gradient: Tensor) -> None:
         self._outputs[name] += gradient.to(_wide(gradient)).movedim(channels, 0).flatten(1).sum(1)
 
+    def unseen(self) -> list[str]:
+        """Weights that were part of no call."""
+        return [name for name in self.weights if name not in self._sums]
+
     def check(self, criterion: str) -> None:
         """ImportanceError where a weight was part of no call that is seen."""
-        if unseen := [name for name in self.weights if name not in self._sums]:
+        if unseen := self.unseen():
             raise ImportanceError(
                 f"{criterion} looks at the inputs of linear and convolution layers, and saw none of {unseen[0]} (of "
                 f"{len(unseen)} such weights: reparametrised, recurrent, or inside an attention module of torch): "
@@ -122,6 +126,13 @@ class ColumnSums(TorchFunctionMode):
         """Mean and mean square of every connection's input column, each in the weight's shape."""
         count, total, squares = self._sums[name]
         return self._spread(name, total / count), self._spread(name, squares / count)
+
+    def mean_squares(self, name: str) -> Tensor:
+        """Of every input column, [groups, fan_in]; the neurons of a group have theirs in common."""
+        count, _, squares = self._sums[name]
+        view = self.views[name]
+        groups = len(squares) if view.kind == "rows" else view.neurons // self.weights[name].shape[1]
+        return (squares / count).reshape(groups, -1)
 
     def output_gradient(self, name: str) -> Tensor:
         """The summed gradient of every connection's neuron, in the weight's shape."""

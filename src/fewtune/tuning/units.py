@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.errors import TuningError
-from fewtune.importance.columns import column_sums
+from fewtune.importance.columns import ColumnSums
 from fewtune.importance.passes import left_as_found, reduce_over_processes
-from fewtune.neurons import View, owners
+from fewtune.neurons import View
+from fewtune.quantised import seen_dequantised
 from fewtune.tuning.ops import SelectedPlaces
 
 FLOOR = 0.01
@@ -67,6 +67,7 @@ class Units:
         return Units(self.start.to(device), self.scale.to(device))
 
 
+@seen_dequantised
 def column_rms(
     model: nn.Module, batches: Iterable[Any], views: Mapping[str, View], *, limit: int | None = None
 ) -> dict[str, Tensor]:
@@ -83,61 +84,19 @@ def column_rms(
         limit: use this many batches at most.
 
     Raises:
-        TuningError: a weight is not that of a linear layer or a convolution which the model calls as such.
+        TuningError: a weight is never given to a linear or convolution function: reparametrised, recurrent, or inside
+            an attention module of torch.
     """
-    held = owners(model)
-    sums: dict[str, Tensor] = {}
-    hooks = []
-    for name, view in views.items():
-        for owner in held[name]:
-            layer = owner.module
-            if owner.attribute != "weight" or not _known(layer, view):
-                raise _unknown(name, f"{type(layer).__name__}.{owner.attribute}")
-            hooks.append(layer.register_forward_pre_hook(partial(_add, sums, name, view)))
-    try:
-        with left_as_found(model, train_mode=False), torch.no_grad():
-            device = next(model.parameters()).device
-            for images, _ in islice(batches, limit):
-                model(images.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if lacking := [name for name in views if name not in sums]:
-        raise _unknown(lacking[0], f"{type(held[lacking[0]][0].module).__name__}, whose forward is never called,")
-    reduce_over_processes(sums, {name: held[name][0].module.weight for name in views})  # type: ignore[misc]
-    return {name: (total[:, :-1] / total[:, -1:]).sqrt().cpu() for name, total in sums.items()}
-
-
-def _known(layer: nn.Module, view: View) -> bool:
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return view.kind == "rows"
-    return len(view.shape) == 2 and view.kind in ("rows", "columns") and not isinstance(layer, nn.RNNCellBase)
-
-
-def _unknown(name: str, what: str) -> TuningError:
-    return TuningError(
-        f"units=input: {name} is the weight of {what} and what its columns are given is not known; expected linear "
-        "layers and convolutions that are called; take units=weight, or exclude it"
-    )
-
-
-def _add(sums: dict[str, Tensor], name: str, view: View, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Adds a batch's sums of squares, [groups, fan_in], and in a last column how many positions they are of."""
-    x = inputs[0].detach()
-    square = x.to(torch.promote_types(x.dtype, torch.float32)).square()
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        total = _conv_squares(square, layer)
-    else:
-        rows = square.reshape(-1, view.fan_in)
-        total = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])[None]
-    total = total.double()
-    sums[name] = sums[name] + total if name in sums else total
-
-
-def _conv_squares(square: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
-    """The sums of squares of a convolution's columns, and in a last column how many positions they are of."""
-    groups = layer.groups
-    zeros = square.new_zeros(groups, square.shape[1] // groups, *layer.kernel_size)
-    total, y = column_sums(lambda weight: layer._conv_forward(square, weight, None), zeros)
-    positions = total.new_full((groups, 1), y[:, 0].numel())
-    return torch.cat([total.reshape(groups, -1), positions], dim=1)
+    held = dict(model.named_parameters())
+    columns = ColumnSums({name: held[name] for name in views}, views, gradients=False)
+    device = next(model.parameters()).device
+    with left_as_found(model, train_mode=False), torch.no_grad(), columns:
+        for images, _ in islice(batches, limit):
+            model(images.to(device))
+    if unseen := columns.unseen():
+        raise TuningError(
+            f"units=input: {unseen[0]} is given to no linear or convolution function, and what its columns are given "
+            "is not known; take units=weight, or exclude it"
+        )
+    columns.reduced(reduce_over_processes)
+    return {name: columns.mean_squares(name).sqrt().cpu() for name in views}
