@@ -92,8 +92,10 @@ def claims_table(claims: list[Claim], grid: Grid, cells: Cells, says: str = "the
         yield "| " + " | ".join((claim.text, *verdict(claim, grid, cells))) + " |"
 
 
-def in_short(grid: Grid, cells: Cells, base: str) -> Iterator[str]:
-    """Which methods are better than one in the mean over tasks, which worse, and which cannot be told apart."""
+def in_short(name: str) -> Iterator[str]:
+    """Which methods of a grid are better than its baseline in the mean over tasks, which worse, which not told apart."""
+    grid = read_grid(STUDIES / f"{name}.yaml")
+    cells, base = collect(grid, NOWHERE), grid.baseline
     title = grid.methods[base].title or base
     found: dict[str, list[tuple[float, str]]] = {"better": [], "worse": [], "not told apart": []}
     for method, part in grid.methods.items():
@@ -142,7 +144,9 @@ def page() -> str:
     grid = read_grid(STUDIES / f"{text['claims_from']}.yaml")
     cells = collect(grid, NOWHERE)
     lines = [text["head"].rstrip(), "", "## In short", "", text["short_head"].strip(), ""]
-    lines += [*in_short(grid, cells, grid.baseline), "", "## Protocol", "", text["protocol"].strip(), ""]
+    for part in text["short"]:
+        lines += [part["text"], "", *in_short(part["grid"]), ""]
+    lines += ["## Protocol", "", text["protocol"].strip(), ""]
     lines += ["## Claims of the paper", "", text["claims_head"].strip(), "", *claims_table(claims, grid, cells), ""]
     lines += _sections(text)
     for name, caption in text["pictures"].items():
