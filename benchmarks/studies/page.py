@@ -92,10 +92,8 @@ def claims_table(claims: list[Claim], grid: Grid, cells: Cells, says: str = "the
         yield "| " + " | ".join((claim.text, *verdict(claim, grid, cells))) + " |"
 
 
-def in_short(name: str) -> Iterator[str]:
-    """Which methods of a grid are better than its baseline in the mean over tasks, which worse, which not told apart."""
-    grid = read_grid(STUDIES / f"{name}.yaml")
-    cells, base = collect(grid, NOWHERE), grid.baseline
+def in_short(grid: Grid, cells: Cells, base: str) -> Iterator[str]:
+    """Which methods are better than one in the mean over tasks, which worse, and which cannot be told apart."""
     title = grid.methods[base].title or base
     found: dict[str, list[tuple[float, str]]] = {"better": [], "worse": [], "not told apart": []}
     for method, part in grid.methods.items():
@@ -141,12 +139,12 @@ def page() -> str:
     """docs/evidence.md."""
     text = _words("page.yaml")
     claims = [Claim(**claim) for claim in text["claims"]]
-    grid = read_grid(STUDIES / f"{text['claims_from']}.yaml")
-    cells = collect(grid, NOWHERE)
     lines = [text["head"].rstrip(), "", "## In short", "", text["short_head"].strip(), ""]
     for part in text["short"]:
-        lines += [part["text"], "", *in_short(part["grid"]), ""]
+        grid, cells = _measured(part["grid"])
+        lines += [part["text"], "", *in_short(grid, cells, grid.baseline), ""]
     lines += ["## Protocol", "", text["protocol"].strip(), ""]
+    grid, cells = _measured(text["claims_from"])
     lines += ["## Claims of the paper", "", text["claims_head"].strip(), "", *claims_table(claims, grid, cells), ""]
     lines += _sections(text)
     for name, caption in text["pictures"].items():
@@ -160,10 +158,14 @@ def recipe_search() -> str:
     text = _words("recipe-page.yaml")
     lines = [text["head"].rstrip(), "", "## Candidates", "", text["candidates_head"].strip(), ""]
     lines += [*candidates_table(text), "", "## The recipe", ""]
-    grid = read_grid(STUDIES / f"{text['confirm']['grid']}.yaml")
     claims = [Claim(**claim) for claim in text["confirm"]["claims"]]
-    lines += [*claims_table(claims, grid, collect(grid, NOWHERE), "claim"), ""]
+    lines += [*claims_table(claims, *_measured(text["confirm"]["grid"]), "claim"), ""]
     return "\n".join([*lines, *_sections(text), text["tail"].rstrip()]).rstrip() + "\n"
+
+
+def _measured(name: str) -> tuple[Grid, Cells]:
+    grid = read_grid(STUDIES / f"{name}.yaml")
+    return grid, collect(grid, NOWHERE)
 
 
 def _words(file: str) -> dict[str, Any]:
