@@ -78,7 +78,7 @@ def candidates_table(words: Mapping[str, Any]) -> Iterator[str]:
         for title, grid in grids.items():
             cells, known = measured[title], candidate.method in grid.methods
             pairs = [over_tasks(grid, cells, words[b], candidate.method) if known else None for b in ("base", "chance")]
-            shown += [told(pair) or "not measured yet" for pair in pairs]
+            shown += map(told, pairs)
             if pairs[0] is not None:
                 said.append(f"{side(pairs[0])} on {title}")
         yield "| " + " | ".join((candidate.text, *shown, "; ".join(said))) + " |"

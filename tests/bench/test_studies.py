@@ -123,9 +123,9 @@ def test_the_page_of_the_recipe_from_planted_records(
         assert points(cell) == pytest.approx(expected, abs=1.5)
     assert correlation[5] == "better on EfficientNet-Lite0; not told apart on ViT-S/14"
     assert line("scores: signal to noise")[5] == "worse on EfficientNet-Lite0"
-    assert line("scores: signal to noise")[3:5] == ["not measured yet"] * 2
+    assert line("scores: signal to noise")[3:5] == ["", ""]
     assert line("training starts from")[5] == "not told apart on EfficientNet-Lite0"
-    assert line("drop path")[1:] == ["not measured yet"] * 4 + [""]
+    assert line("drop path")[1:] == [""] * 5
     assert line("the recipe is better than GPS")[2].startswith("holds")
     assert line("the recipe is better than full fine-tuning |")[2].startswith("the contrary")
     assert line("the recipe is better than full fine-tuning under")[2] == "not measured yet"
