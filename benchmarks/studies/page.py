@@ -27,6 +27,12 @@ NOWHERE = Path("no run folders: records alone")
 Cells = Mapping[tuple[str, str], Cell]
 
 
+def measured(name: str) -> tuple[Grid, Cells]:
+    """A grid of this folder, and what is recorded of it."""
+    grid = read_grid(STUDIES / f"{name}.yaml")
+    return grid, collect(grid, NOWHERE)
+
+
 @dataclass(frozen=True)
 class Claim:
     """Something that the paper says: that `better` reaches a higher accuracy than `worse`."""
@@ -68,15 +74,14 @@ class Candidate:
 
 def candidates_table(words: Mapping[str, Any]) -> Iterator[str]:
     """Candidate by candidate: what it brings beside GPS and beside random connections, on every backbone."""
-    grids = {title: read_grid(STUDIES / f"{name}.yaml") for name, title in words["screens"].items()}
-    measured = {title: collect(grid, NOWHERE) for title, grid in grids.items()}
-    columns = ("candidate", *(f"{title}, minus {base}" for title in grids for base in ("GPS", "random")), "beside GPS")
-    yield "| " + " | ".join(columns) + " |"
-    yield "|---" + "|---:" * (2 * len(grids)) + "|---|"
+    screens = {title: measured(name) for name, title in words["screens"].items()}
+    beside = [f"{title}, minus {base}" for title in screens for base in ("GPS", "random")]
+    yield "| " + " | ".join(["candidate", *beside, "beside GPS"]) + " |"
+    yield "|---" + "|---:" * len(beside) + "|---|"
     for candidate in (Candidate(**one) for one in words["candidates"]):
         shown, said = [], []
-        for title, grid in grids.items():
-            cells, known = measured[title], candidate.method in grid.methods
+        for title, (grid, cells) in screens.items():
+            known = candidate.method in grid.methods
             pairs = [over_tasks(grid, cells, words[b], candidate.method) if known else None for b in ("base", "chance")]
             shown += map(told, pairs)
             if pairs[0] is not None:
@@ -118,8 +123,8 @@ def chosen_rates(grid: Grid, cells: Cells) -> Iterator[str]:
 
 def section(name: str, title: str, text: str) -> Iterator[str]:
     """One grid: how much of it is measured, its tables, and the rates that were chosen."""
-    grid = read_grid(STUDIES / f"{name}.yaml")
-    seen, cells = status(grid, NOWHERE), collect(grid, NOWHERE)
+    grid, cells = measured(name)
+    seen = status(grid, NOWHERE)
     yield from (f"## {title}", "", text.strip(), "")
     yield f"{len(seen.done)} of the {len(seen.runs)} runs of [{name}.yaml](../benchmarks/studies/{name}.yaml) are done."
     yield ""
@@ -141,10 +146,10 @@ def page() -> str:
     claims = [Claim(**claim) for claim in text["claims"]]
     lines = [text["head"].rstrip(), "", "## In short", "", text["short_head"].strip(), ""]
     for part in text["short"]:
-        grid, cells = _measured(part["grid"])
+        grid, cells = measured(part["grid"])
         lines += [part["text"], "", *in_short(grid, cells, grid.baseline), ""]
     lines += ["## Protocol", "", text["protocol"].strip(), ""]
-    grid, cells = _measured(text["claims_from"])
+    grid, cells = measured(text["claims_from"])
     lines += ["## Claims of the paper", "", text["claims_head"].strip(), "", *claims_table(claims, grid, cells), ""]
     lines += _sections(text)
     for name, caption in text["pictures"].items():
@@ -159,13 +164,8 @@ def recipe_search() -> str:
     lines = [text["head"].rstrip(), "", "## Candidates", "", text["candidates_head"].strip(), ""]
     lines += [*candidates_table(text), "", "## The recipe", ""]
     claims = [Claim(**claim) for claim in text["confirm"]["claims"]]
-    lines += [*claims_table(claims, *_measured(text["confirm"]["grid"]), "claim"), ""]
+    lines += [*claims_table(claims, *measured(text["confirm"]["grid"]), "claim"), ""]
     return "\n".join([*lines, *_sections(text), text["tail"].rstrip()]).rstrip() + "\n"
-
-
-def _measured(name: str) -> tuple[Grid, Cells]:
-    grid = read_grid(STUDIES / f"{name}.yaml")
-    return grid, collect(grid, NOWHERE)
 
 
 def _words(file: str) -> dict[str, Any]:

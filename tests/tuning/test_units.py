@@ -19,7 +19,7 @@ from fewtune.errors import TuningError
 from fewtune.tasks import fit
 from fewtune.tuning import attach, column_rms
 from fewtune.tuning.units import FLOOR
-from layer_kinds import KINDS
+from layer_kinds import KINDS, Functional
 from runs import coloured_folder, tiny_recipe
 from stopping import Stop
 
@@ -181,6 +181,14 @@ def test_the_rms_is_that_of_the_unfolded_input(layer: nn.Module) -> None:
             y = probe(x)
             expected[group, column] = (y[..., neuron] if isinstance(layer, nn.Linear) else y[:, neuron]).square().mean()
     torch.testing.assert_close(found.float(), expected.detach().sqrt())
+
+
+def test_a_weight_that_no_layer_uses_is_seen_at_its_call() -> None:
+    net = Functional()
+    selection = fewtune.select(fewtune.random_importance(net, head=None), k=1)
+    x = torch.randn(6, 3, 6, generator=torch.Generator().manual_seed(0))
+    found = column_rms(net, [(x, None)], {name: selection.anatomy.views[name] for name in selection.places})
+    torch.testing.assert_close(found["qkv.weight"].float(), x.square().mean((0, 1)).sqrt()[None])
 
 
 @pytest.mark.parametrize("kind", ["attention, packed", "GRU cell", "bilinear", "weight norm"])

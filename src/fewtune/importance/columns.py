@@ -90,7 +90,7 @@ class ColumnSums(TorchFunctionMode):
             return result
 
         def summed(values: Tensor) -> Tensor:
-            return column_sums(partial(again, values), x.new_zeros((first, *shape)))[0].to(_wide(weight))
+            return column_sums(partial(again, values), x.new_zeros((first, *shape))).to(_wide(weight))
 
         sums = (torch.tensor(output.numel() / self.views[name].neurons), summed(x), summed(x.square()))
         before = self._sums.get(name)
@@ -131,8 +131,7 @@ class ColumnSums(TorchFunctionMode):
         """Of every input column, [groups, fan_in]; the neurons of a group have theirs in common."""
         count, _, squares = self._sums[name]
         view = self.views[name]
-        groups = len(squares) if view.kind == "rows" else view.neurons // self.weights[name].shape[1]
-        return (squares / count).reshape(groups, -1)
+        return (squares / count).reshape(len(squares) if view.kind == "rows" else view.groups, -1)
 
     def output_gradient(self, name: str) -> Tensor:
         """The summed gradient of every connection's neuron, in the weight's shape."""
@@ -147,8 +146,8 @@ class ColumnSums(TorchFunctionMode):
         return of_groups.expand(shape)
 
 
-def column_sums(layer: Callable[[Tensor], Tensor], zeros: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum over all positions of each input column of a layer, and the layer's output of one neuron a group.
+def column_sums(layer: Callable[[Tensor], Tensor], zeros: Tensor) -> Tensor:
+    """The sum over all positions of each input column of a layer, in the shape of `zeros`.
 
     The gradient of sum(X w) by w is the sum of X's rows, so nothing is unfolded.
 
@@ -158,9 +157,8 @@ def column_sums(layer: Callable[[Tensor], Tensor], zeros: Tensor) -> tuple[Tenso
     """
     with torch.enable_grad():
         weight = zeros.requires_grad_()
-        output = layer(weight)
-        (sums,) = torch.autograd.grad(output.sum(), weight)
-    return sums, output.detach()
+        (sums,) = torch.autograd.grad(layer(weight).sum(), weight)
+    return sums
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
